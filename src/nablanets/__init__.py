@@ -1,0 +1,46 @@
+"""Neural networks that are gradients, and layers that carry them."""
+
+from nablanets import baselines, verify
+from nablanets.activations import ElementwiseActivation, GroupActivation, GroupDerivative, register_activation
+from nablanets.errors import NablaError
+from nablanets.maps import (
+    FromPotential,
+    GradientMap,
+    GradNetC,
+    GradNetM,
+    Pullback,
+    Quadratic,
+    Scale,
+    Sum,
+    from_potential,
+)
+from nablanets.operators import SymmetricOperator
+from nablanets.serialization import load, savable
+from nablanets.training import FitResult, FitSettings, fit
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ElementwiseActivation",
+    "FitResult",
+    "FitSettings",
+    "FromPotential",
+    "GradNetC",
+    "GradNetM",
+    "GradientMap",
+    "GroupActivation",
+    "GroupDerivative",
+    "NablaError",
+    "Pullback",
+    "Quadratic",
+    "Scale",
+    "Sum",
+    "SymmetricOperator",
+    "baselines",
+    "fit",
+    "from_potential",
+    "load",
+    "register_activation",
+    "savable",
+    "verify",
+]

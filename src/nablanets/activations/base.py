@@ -1,0 +1,98 @@
+"""What a gradient activation is: s = grad psi, with psi, its derivative and its slope interval."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class GradientActivation(nn.Module, ABC):
+    r"""A map :math:`s = \nabla \psi` applied to hidden units.
+
+    Abstract: subclass :class:`ElementwiseActivation` or :class:`GroupActivation`.
+
+    Args:
+        units: shape of the block of units that the activation acts on, for learnable activations: ``(h,)`` for
+            one layer of ``h`` units, ``(M, h)`` for ``M`` stacked modules. Parameter-free ones ignore it.
+        monotone: constrain learnable parameters so that the Jacobian of ``s`` is positive semidefinite.
+    """
+
+    #: Eigenvalues of the Jacobian of ``s`` lie in this interval for every ``z`` (parameter-free activations).
+    slopes: ClassVar[tuple[float, float]] = (-math.inf, math.inf)
+
+    def __init__(self, units: Sequence[int] = (), *, monotone: bool = False) -> None:
+        super().__init__()
+        self.units = tuple(units)
+        self.monotone = monotone
+
+    @property
+    def increasing(self) -> bool:
+        """True if psi is convex by construction, so that the activation is legal in a monotone map."""
+        return self.slopes[0] >= 0
+
+    def slope_interval(self) -> tuple[Tensor, Tensor]:
+        """Lower and upper bound of the eigenvalues of the Jacobian of ``s``, valid for every ``z``."""
+        lower, upper = self.slopes
+        return torch.tensor(lower), torch.tensor(upper)
+
+    @abstractmethod
+    def forward(self, z: Tensor) -> Tensor:
+        """s(z), of the shape of ``z``."""
+
+    @abstractmethod
+    def potential(self, z: Tensor) -> Tensor:
+        """psi(z) with s = grad psi."""
+
+
+class ElementwiseActivation(GradientActivation):
+    r"""An activation that acts on each unit alone: :math:`s(z)_i = \psi_i'(z_i)`.
+
+    To use an activation of your own, subclass it and define ``forward``, ``potential`` and ``derivative``, all of
+    shape ``(*, h) -> (*, h)``. Declare ``slopes = (lower, upper)`` if you know bounds of the derivative: with
+    ``lower >= 0`` the activation is legal in monotone maps.
+
+    >>> class Cubic(ElementwiseActivation):
+    ...     slopes = (0.0, float("inf"))
+    ...     def forward(self, z): return z**3
+    ...     def potential(self, z): return z**4 / 4
+    ...     def derivative(self, z): return 3 * z**2
+    >>> from nablanets import GradNetM
+    >>> GradNetM(2, 5, activation=Cubic, monotone=True)(torch.zeros(3, 2)).shape
+    torch.Size([3, 2])
+    """
+
+    #: The points between which a piecewise linear ``s`` is linear; empty for smooth ``s``.
+    kinks: ClassVar[tuple[float, ...]] = ()
+
+    @abstractmethod
+    def derivative(self, z: Float[Tensor, "*batch h"]) -> Float[Tensor, "*batch h"]:
+        """s'(z), elementwise."""
+
+    def value_and_derivative(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """s(z) and s'(z) together; override it where they share work."""
+        return self(z), self.derivative(z)
+
+
+class GroupDerivative(NamedTuple):
+    """The Jacobian of a group activation, diag(diagonal) + factors^T diag(weights) factors."""
+
+    diagonal: Float[Tensor, "*batch h"]
+    factors: Float[Tensor, "*batch r h"]
+    weights: Float[Tensor, "*batch r"]
+
+
+class GroupActivation(GradientActivation):
+    r"""An activation that acts on a whole group of units (the last dimension) at once.
+
+    ``potential`` maps ``(*, h)`` to ``(*)``; the Jacobian is diagonal plus low rank, see :class:`GroupDerivative`.
+    """
+
+    @abstractmethod
+    def derivative(self, z: Float[Tensor, "*batch h"]) -> GroupDerivative:
+        """The symmetric Jacobian of s at z."""

@@ -1,0 +1,280 @@
+"""Elementwise gradient activations with closed-form potentials, stable for large arguments."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from nablanets.activations.base import ElementwiseActivation
+from nablanets.errors import InvalidInputError
+from nablanets.parameters import constrained, inverse_softplus, softplus
+
+# Coefficients B_2k / (2k + 1)! of the Debye-type series of Li2(1 - e^-u), k = 1..8.
+_BERNOULLI = (1 / 6, -1 / 30, 1 / 42, -1 / 30, 5 / 66, -691 / 2730, 7 / 6, -3617 / 510)
+_DEBYE = tuple(b / math.factorial(2 * k + 1) for k, b in enumerate(_BERNOULLI, start=1))
+
+
+def log_cosh(z: Tensor) -> Tensor:
+    """log cosh z without overflow, smooth at 0 under automatic differentiation."""
+    return softplus(2 * z) - z - math.log(2)
+
+
+class Identity(ElementwiseActivation):
+    r"""s(z) = z, :math:`\psi = z^2/2`."""
+
+    slopes = (1.0, 1.0)
+
+    def forward(self, z: Tensor) -> Tensor:
+        return z
+
+    def potential(self, z: Tensor) -> Tensor:
+        return z.square() / 2
+
+    def derivative(self, z: Tensor) -> Tensor:
+        return torch.ones_like(z)
+
+
+class Tanh(ElementwiseActivation):
+    r"""s(z) = tanh z, :math:`\psi = \log\cosh z`."""
+
+    slopes = (0.0, 1.0)
+
+    def forward(self, z: Tensor) -> Tensor:
+        return torch.tanh(z)
+
+    def potential(self, z: Tensor) -> Tensor:
+        return log_cosh(z)
+
+    def derivative(self, z: Tensor) -> Tensor:
+        return 1 - torch.tanh(z).square()
+
+    def value_and_derivative(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        t = torch.tanh(z)
+        return t, 1 - t.square()
+
+
+class WTanh(ElementwiseActivation):
+    r"""Learnable weighted tanh: s(z) = a tanh z + b (z - tanh z), slope in [min(a, b), max(a, b)].
+
+    a and b are one number per unit; positive (softplus) if monotone, else free. The authors' code writes -b in
+    the free case; a free b covers both signs. Initial values a = 1, b = 0.1 are our choice.
+    """
+
+    def __init__(self, units: Sequence[int] = (), *, monotone: bool = False) -> None:
+        super().__init__(units, monotone=monotone)
+        start = inverse_softplus if monotone else float
+        self.a_raw = nn.Parameter(torch.full(self.units, start(1.0)))
+        self.b_raw = nn.Parameter(torch.full(self.units, start(0.1)))
+
+    @property
+    def increasing(self) -> bool:
+        return self.monotone
+
+    def _weights(self) -> tuple[Tensor, Tensor]:
+        return constrained(self.a_raw, nonnegative=self.monotone), constrained(self.b_raw, nonnegative=self.monotone)
+
+    def slope_interval(self) -> tuple[Tensor, Tensor]:
+        a, b = self._weights()
+        return torch.minimum(a, b), torch.maximum(a, b)
+
+    def forward(self, z: Tensor) -> Tensor:
+        a, b = self._weights()
+        return torch.addcmul(b * z, a - b, torch.tanh(z))
+
+    def potential(self, z: Tensor) -> Tensor:
+        a, b = self._weights()
+        return (a - b) * log_cosh(z) + b * z.square() / 2
+
+    def derivative(self, z: Tensor) -> Tensor:
+        return self.value_and_derivative(z)[1]
+
+    def value_and_derivative(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        a, b = self._weights()
+        t = torch.tanh(z)
+        return torch.addcmul(b * z, a - b, t), torch.addcmul(a, b - a, t.square())
+
+
+class Sigmoid(ElementwiseActivation):
+    r"""s(z) = 1 / (1 + e^-z), :math:`\psi = \log(1 + e^z)`."""
+
+    slopes = (0.0, 0.25)
+
+    def forward(self, z: Tensor) -> Tensor:
+        return torch.sigmoid(z)
+
+    def potential(self, z: Tensor) -> Tensor:
+        return softplus(z)
+
+    def derivative(self, z: Tensor) -> Tensor:
+        s = torch.sigmoid(z)
+        return s * (1 - s)
+
+
+class Softplus(ElementwiseActivation):
+    r"""s(z) = log(1 + e^z), :math:`\psi = -\mathrm{Li}_2(-e^z)`.
+
+    The dilogarithm is evaluated through u = softplus(-|z|) <= log 2, where
+    -Li2(-e^-|z|) = u + u^2/4 + sum_k B_2k u^(2k+1) / (2k+1)! converges to rounding in eight terms, and its
+    reflection psi(z) + psi(-z) = pi^2/6 + z^2/2.
+    """
+
+    slopes = (0.0, 1.0)
+
+    def forward(self, z: Tensor) -> Tensor:
+        return softplus(z)
+
+    def potential(self, z: Tensor) -> Tensor:
+        negative, positive = z.clamp(max=0), z.clamp(min=0)
+        reflected = math.pi**2 / 6 + positive.square() / 2 - _minus_dilog(-positive)
+        return torch.where(z > 0, reflected, _minus_dilog(negative))
+
+    def derivative(self, z: Tensor) -> Tensor:
+        return torch.sigmoid(z)
+
+
+def _minus_dilog(z: Tensor) -> Tensor:
+    """-Li2(-e^z) for z <= 0."""
+    u = softplus(z)
+    u2 = u.square()
+    series = torch.full_like(u, _DEBYE[-1])
+    for c in _DEBYE[-2::-1]:
+        series = series * u2 + c
+    return u + u2 / 4 + u * u2 * series
+
+
+class Squareplus(ElementwiseActivation):
+    r"""s(z) = (z + sqrt(z^2 + 4)) / 2, :math:`\psi = z s(z)/2 + \mathrm{asinh}(z/2)`: softplus without exponentials."""
+
+    slopes = (0.0, 1.0)
+
+    def forward(self, z: Tensor) -> Tensor:
+        root = torch.sqrt(z.square() + 4)
+        return torch.where(z >= 0, (z + root) / 2, 2 / (root - z.clamp(max=0)))
+
+    def potential(self, z: Tensor) -> Tensor:
+        return z * self(z) / 2 + torch.asinh(z / 2)
+
+    def derivative(self, z: Tensor) -> Tensor:
+        return self(z) / torch.sqrt(z.square() + 4)
+
+
+class LeakyReLU(ElementwiseActivation):
+    r"""s(z) = max(z, slope z), a subgradient of :math:`\psi = s(z) z / 2`; ``negative_slope`` in [0, 1]."""
+
+    kinks = (0.0,)
+
+    def __init__(self, units: Sequence[int] = (), *, monotone: bool = False, negative_slope: float = 0.01) -> None:
+        super().__init__(units, monotone=monotone)
+        if not 0 <= negative_slope <= 1:
+            raise InvalidInputError(f"LeakyReLU: expected negative_slope in [0, 1], got {negative_slope}.")
+        self.negative_slope = negative_slope
+
+    @property
+    def increasing(self) -> bool:
+        return True
+
+    def slope_interval(self) -> tuple[Tensor, Tensor]:
+        return torch.tensor(self.negative_slope), torch.tensor(1.0)
+
+    def forward(self, z: Tensor) -> Tensor:
+        return torch.where(z > 0, z, self.negative_slope * z)
+
+    def potential(self, z: Tensor) -> Tensor:
+        return self(z) * z / 2
+
+    def derivative(self, z: Tensor) -> Tensor:
+        return torch.where(z > 0, torch.ones_like(z), torch.full_like(z, self.negative_slope))
+
+
+class ReLU(LeakyReLU):
+    r"""s(z) = max(z, 0), a subgradient of :math:`\psi = \max(z, 0)^2/2`."""
+
+    def __init__(self, units: Sequence[int] = (), *, monotone: bool = False) -> None:
+        super().__init__(units, monotone=monotone, negative_slope=0.0)
+
+
+class Sine(ElementwiseActivation):
+    r"""s(z) = sin z, :math:`\psi = -\cos z`; not increasing, for oscillating fields."""
+
+    slopes = (-1.0, 1.0)
+
+    def forward(self, z: Tensor) -> Tensor:
+        return torch.sin(z)
+
+    def potential(self, z: Tensor) -> Tensor:
+        return -torch.cos(z)
+
+    def derivative(self, z: Tensor) -> Tensor:
+        return torch.cos(z)
+
+
+class Gaussian(ElementwiseActivation):
+    r"""s(z) = e^{-z^2/2}, :math:`\psi = \sqrt{\pi/2}\,\mathrm{erf}(z/\sqrt2)`; not increasing, for local features."""
+
+    slopes = (-math.exp(-0.5), math.exp(-0.5))
+
+    def forward(self, z: Tensor) -> Tensor:
+        return torch.exp(-z.square() / 2)
+
+    def potential(self, z: Tensor) -> Tensor:
+        return math.sqrt(math.pi / 2) * torch.erf(z / math.sqrt(2))
+
+    def derivative(self, z: Tensor) -> Tensor:
+        return -z * torch.exp(-z.square() / 2)
+
+
+class Polynomial(ElementwiseActivation):
+    r"""A learnable polynomial per unit of odd ``degree`` n.
+
+    Free: s(z) = sum_k c_k z^k. Monotone: s'(z) = q(z)^2 with q of degree (n - 1)/2, so s is increasing for any q.
+    Starts at s(z) = z + small higher terms (our choice). Its slope has no upper bound.
+    """
+
+    def __init__(self, units: Sequence[int] = (), *, monotone: bool = False, degree: int = 3) -> None:
+        super().__init__(units, monotone=monotone)
+        if degree < 1 or degree % 2 == 0:
+            raise InvalidInputError(f"Polynomial: expected an odd degree >= 1, got {degree}.")
+        self.degree = degree
+        count = (degree + 1) // 2 if monotone else degree + 1
+        raw = 0.1 * torch.randn(*self.units, count)
+        raw[..., 0 if monotone else 1] = 1.0
+        self.raw = nn.Parameter(raw)
+
+    @property
+    def increasing(self) -> bool:
+        return self.monotone
+
+    def slope_interval(self) -> tuple[Tensor, Tensor]:
+        return torch.tensor(0.0 if self.monotone else -math.inf), torch.tensor(math.inf)
+
+    def coefficients(self) -> list[Tensor]:
+        """c_0 .. c_n of s, one tensor of shape ``units`` each."""
+        if not self.monotone:
+            return list(self.raw.unbind(-1))
+        q = self.raw.unbind(-1)
+        square = [
+            sum(
+                (q[i] * q[k - i] for i in range(max(0, k - len(q) + 1), min(k, len(q) - 1) + 1)), torch.zeros_like(q[0])
+            )
+            for k in range(2 * len(q) - 1)
+        ]
+        return [torch.zeros_like(q[0]), *(c / (k + 1) for k, c in enumerate(square))]
+
+    def forward(self, z: Tensor) -> Tensor:
+        return _horner(self.coefficients(), z)
+
+    def potential(self, z: Tensor) -> Tensor:
+        return z * _horner([c / (k + 1) for k, c in enumerate(self.coefficients())], z)
+
+    def derivative(self, z: Tensor) -> Tensor:
+        return _horner([k * c for k, c in enumerate(self.coefficients())][1:], z)
+
+
+def _horner(coefficients: list[Tensor], z: Tensor) -> Tensor:
+    value = coefficients[-1].expand_as(z)
+    for c in coefficients[-2::-1]:
+        value = value * z + c
+    return value

@@ -1,0 +1,139 @@
+"""Group activations: gradients of potentials that couple the units of a group."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from nablanets.activations.base import ElementwiseActivation, GroupActivation, GroupDerivative
+from nablanets.activations.elementwise import Tanh
+from nablanets.errors import InvalidInputError
+from nablanets.parameters import constrained, inverse_softplus
+
+
+class Softmax(GroupActivation):
+    r"""s = softmax(z), :math:`\psi = \mathrm{LSE}(z)`, Jacobian diag(p) - p p^T with eigenvalues in [0, 1/2]."""
+
+    slopes = (0.0, 0.5)
+
+    def forward(self, z: Tensor) -> Tensor:
+        return torch.softmax(z, dim=-1)
+
+    def potential(self, z: Tensor) -> Tensor:
+        return torch.logsumexp(z, dim=-1)
+
+    def derivative(self, z: Tensor) -> GroupDerivative:
+        p = torch.softmax(z, dim=-1)
+        return GroupDerivative(p, p.unsqueeze(-2), -torch.ones_like(p[..., :1]))
+
+
+class WSoftmax(GroupActivation):
+    r"""Learnable weighted softmax.
+
+    s = a softmax(z) - b softmax(-z), :math:`\psi = a\,\mathrm{LSE}(z) + b\,\mathrm{LSE}(-z)`.
+    a and b are scalars per group; positive (softplus) if monotone, else free. Initial a = b = 1 (our choice).
+    """
+
+    def __init__(self, units: Sequence[int] = (), *, monotone: bool = False) -> None:
+        super().__init__(units, monotone=monotone)
+        start = inverse_softplus(1.0) if monotone else 1.0
+        self.a_raw = nn.Parameter(torch.full((*self.units[:-1], 1), start))
+        self.b_raw = nn.Parameter(torch.full((*self.units[:-1], 1), start))
+
+    @property
+    def increasing(self) -> bool:
+        return self.monotone
+
+    def _weights(self) -> tuple[Tensor, Tensor]:
+        return constrained(self.a_raw, nonnegative=self.monotone), constrained(self.b_raw, nonnegative=self.monotone)
+
+    def slope_interval(self) -> tuple[Tensor, Tensor]:
+        halves = torch.cat(self._weights(), dim=-1) / 2
+        return halves.clamp(max=0).sum(-1, keepdim=True), halves.clamp(min=0).sum(-1, keepdim=True)
+
+    def forward(self, z: Tensor) -> Tensor:
+        a, b = self._weights()
+        return a * torch.softmax(z, dim=-1) - b * torch.softmax(-z, dim=-1)
+
+    def potential(self, z: Tensor) -> Tensor:
+        a, b = self._weights()
+        return a.squeeze(-1) * torch.logsumexp(z, dim=-1) + b.squeeze(-1) * torch.logsumexp(-z, dim=-1)
+
+    def derivative(self, z: Tensor) -> GroupDerivative:
+        a, b = self._weights()
+        p, q = torch.softmax(z, dim=-1), torch.softmax(-z, dim=-1)
+        weights = -torch.cat([a, b], dim=-1).expand(*z.shape[:-1], 2)
+        return GroupDerivative(a * p + b * q, torch.stack([p, q], dim=-2), weights)
+
+
+class PNorm(GroupActivation):
+    r"""Gradient of the smoothed norm :math:`\psi = (1 + \sum_i |z_i|^p)^{1/p}`, p >= 2.
+
+    Jacobian eigenvalues in [0, p - 1]: psi is a norm of (z, 1), so it is convex.
+    """
+
+    def __init__(self, units: Sequence[int] = (), *, monotone: bool = False, p: float = 4.0) -> None:
+        super().__init__(units, monotone=monotone)
+        if not p >= 2:
+            raise InvalidInputError(f"PNorm: expected p >= 2 (the potential must be smooth), got {p}.")
+        self.p = p
+
+    @property
+    def increasing(self) -> bool:
+        return True
+
+    def slope_interval(self) -> tuple[Tensor, Tensor]:
+        return torch.tensor(0.0), torch.tensor(self.p - 1)
+
+    def potential(self, z: Tensor) -> Tensor:
+        # Scaled by the largest entry (a constant to differentiation) so that powers do not overflow.
+        top = z.detach().abs().amax(dim=-1, keepdim=True).clamp(min=1.0)
+        powers = (z / top).abs().pow(self.p).sum(dim=-1, keepdim=True) + top.pow(-self.p)
+        return (top * powers.pow(1 / self.p)).squeeze(-1)
+
+    def _ratio(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        norm = self.potential(z).unsqueeze(-1)
+        return z / norm, norm
+
+    def forward(self, z: Tensor) -> Tensor:
+        r, _ = self._ratio(z)
+        return r * r.abs().pow(self.p - 2)
+
+    def derivative(self, z: Tensor) -> GroupDerivative:
+        r, norm = self._ratio(z)
+        power = r.abs().pow(self.p - 2)
+        diagonal = (self.p - 1) * power / norm
+        return GroupDerivative(diagonal, (r * power).unsqueeze(-2), -(self.p - 1) / norm)
+
+
+class Radial(GroupActivation):
+    r"""s(z) = rho(nu) z / N with N = sqrt(1 + |z|^2), nu = N - 1, :math:`\psi = P(\nu)`, P' = rho = tanh.
+
+    Equivariant under rotations of the group; Jacobian eigenvalues in [0, 1].
+    """
+
+    slopes = (0.0, 1.0)
+
+    def __init__(self, units: Sequence[int] = (), *, monotone: bool = False) -> None:
+        super().__init__(units, monotone=monotone)
+        self.profile: ElementwiseActivation = Tanh()
+
+    def _radius(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        square = z.square().sum(dim=-1, keepdim=True)
+        norm = torch.sqrt(1 + square)
+        return norm, square / (norm + 1)
+
+    def forward(self, z: Tensor) -> Tensor:
+        norm, nu = self._radius(z)
+        return self.profile(nu) * (z / norm)
+
+    def potential(self, z: Tensor) -> Tensor:
+        return self.profile.potential(self._radius(z)[1]).squeeze(-1)
+
+    def derivative(self, z: Tensor) -> GroupDerivative:
+        norm, nu = self._radius(z)
+        rho, slope = self.profile.value_and_derivative(nu)
+        tangential = rho / norm
+        return GroupDerivative(tangential.expand_as(z), (z / norm).unsqueeze(-2), slope - tangential)

@@ -1,0 +1,23 @@
+"""Baselines: what a study compares gradient networks with."""
+
+from nablanets.baselines.networks import (
+    ICNN,
+    MLP,
+    AffineField,
+    convex_ridge,
+    count_parameters,
+    icnn_gradient,
+    match_parameters,
+    mlp_potential,
+)
+
+__all__ = [
+    "ICNN",
+    "MLP",
+    "AffineField",
+    "convex_ridge",
+    "count_parameters",
+    "icnn_gradient",
+    "match_parameters",
+    "mlp_potential",
+]

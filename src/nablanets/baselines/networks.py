@@ -1,0 +1,192 @@
+"""The peers that gradient networks are compared with."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nablanets.activations import ACTIVATIONS, make_activation
+from nablanets.errors import ShapeError, check_points, check_positive_int, unknown_name
+from nablanets.maps import FromPotential, GradNetC
+from nablanets.parameters import softplus
+from nablanets.serialization import savable
+
+
+@savable
+class AffineField(nn.Module):
+    """x -> M x + b, fitted by least squares in closed form: what any learned field should beat.
+
+    >>> field, x = AffineField(2), torch.randn(20, 2)
+    >>> field.fit(x, 3 * x + 1)
+    >>> torch.allclose(field(x), 3 * x + 1, atol=1e-4)
+    True
+    """
+
+    matrix: Tensor
+    offset: Tensor
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.features = features
+        self.register_buffer("matrix", torch.zeros(features, features))
+        self.register_buffer("offset", torch.zeros(features))
+
+    def config(self) -> dict[str, Any]:
+        return {"features": self.features}
+
+    def fit(self, x: Tensor, g: Tensor) -> None:
+        """Set M and b to the least-squares solution for samples x, g of shape (n, d)."""
+        if x.shape != g.shape or x.ndim != 2:
+            raise ShapeError(f"AffineField.fit: expected x and g of one shape (n, d), got {x.shape} and {g.shape}.")
+        design = torch.cat([x, torch.ones_like(x[:, :1])], dim=1).double()
+        solution = torch.linalg.lstsq(design, g.double()).solution
+        self.matrix.copy_(solution[:-1].mT)
+        self.offset.copy_(solution[-1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        check_points(x, self.features, owner="AffineField")
+        return x @ self.matrix.mT + self.offset
+
+
+@savable
+class MLP(nn.Module):
+    """A multilayer perceptron from d features to ``outputs`` (d if None).
+
+    Args:
+        features: d.
+        hidden_features: width of each hidden layer.
+        num_layers: number of hidden layers.
+        activation: a parameter-free elementwise activation by name.
+        outputs: output dimension.
+        frequency: with the sine activation, the factor of the first layer's weights and biases (as in SIREN).
+    """
+
+    def __init__(
+        self,
+        features: int,
+        hidden_features: int,
+        num_layers: int = 2,
+        activation: str = "tanh",
+        outputs: int | None = None,
+        frequency: float = 1.0,
+    ) -> None:
+        super().__init__()
+        check_positive_int(hidden_features, owner="MLP", name="hidden_features")
+        if activation not in ACTIVATIONS:
+            raise unknown_name("activation", activation, ACTIVATIONS)
+        self._config = {
+            "features": features,
+            "hidden_features": hidden_features,
+            "num_layers": num_layers,
+            "activation": activation,
+            "outputs": outputs,
+            "frequency": frequency,
+        }
+        self.activation = make_activation(activation)
+        widths = [features, *[hidden_features] * num_layers, features if outputs is None else outputs]
+        layers = [nn.Linear(a, b) for a, b in itertools.pairwise(widths)]
+        with torch.no_grad():
+            for parameter in layers[0].parameters():
+                parameter.mul_(frequency)
+            if activation == "sine":  # SIREN's U(-sqrt(6 / n), sqrt(6 / n)) for the layers behind the first
+                for layer in layers[1:]:
+                    layer.weight.mul_(6**0.5)
+        self.layers = nn.ModuleList(layers)
+
+    def config(self) -> dict[str, Any]:
+        return self._config
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers[:-1]:
+            x = self.activation(layer(x))
+        result: Tensor = self.layers[-1](x)
+        return result
+
+
+@savable
+class ICNN(nn.Module):
+    """Input-convex neural network (Amos, Xu, Kolter 2017): a scalar network convex in x, softplus units.
+
+    z_1 = s(A_0 x + b_0), z_{k+1} = s(softplus(U_k) z_k + A_k x + b_k), F = softplus(u) z_L + a x.
+    """
+
+    def __init__(self, features: int, hidden_features: int, num_layers: int = 2) -> None:
+        super().__init__()
+        check_positive_int(hidden_features, owner="ICNN", name="hidden_features")
+        self._config = {"features": features, "hidden_features": hidden_features, "num_layers": num_layers}
+        widths = [hidden_features] * num_layers + [1]
+        self.skip = nn.ModuleList(nn.Linear(features, width) for width in widths)
+        # Raw weights start near softplus^-1(1 / h), so that the sum over h units starts as a mean.
+        start = torch.tensor(1 / hidden_features).expm1().log()
+        self.positive = nn.ParameterList(start + 0.1 * torch.randn(width, hidden_features) for width in widths[1:])
+
+    def config(self) -> dict[str, Any]:
+        return self._config
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = softplus(self.skip[0](x))
+        for raw, skip in zip(self.positive, list(self.skip)[1:], strict=True):
+            pre = z @ softplus(raw).mT + skip(x)
+            z = softplus(pre)
+        return pre
+
+
+def mlp_potential(
+    features: int, hidden_features: int, num_layers: int = 2, activation: str = "tanh", frequency: float = 1.0
+) -> FromPotential:
+    """The gradient of a scalar MLP, by automatic differentiation (a "Hamiltonian network" in dynamics)."""
+    potential = MLP(features, hidden_features, num_layers, activation, outputs=1, frequency=frequency)
+    return FromPotential(potential, features)
+
+
+def icnn_gradient(features: int, hidden_features: int, num_layers: int = 2) -> FromPotential:
+    """The gradient of an ICNN, by automatic differentiation."""
+    return FromPotential(ICNN(features, hidden_features, num_layers), features, monotone=True)
+
+
+def convex_ridge(features: int, hidden_features: int) -> GradNetC:
+    """A convex-ridge network W^T s(W x + b) with a learnable increasing spline per unit.
+
+    After Goujon et al., "A neural-network-based convex regularizer for inverse problems" (2022), with our spline
+    (once continuously differentiable instead of piecewise linear). It is a one-layer monotone GradNet-C.
+    """
+    return GradNetC(features, hidden_features, num_layers=1, activation="spline", monotone=True, linear=False)
+
+
+def count_parameters(module: nn.Module) -> int:
+    """The number of trainable numbers in a module.
+
+    >>> count_parameters(nn.Linear(3, 2))
+    8
+    """
+    return sum(p.numel() for p in module.parameters() if p.requires_grad)
+
+
+def match_parameters(constructor: Callable[[int], nn.Module], budget: int) -> nn.Module:
+    """The widest network ``constructor(width)`` with at most ``budget`` parameters.
+
+    Raises:
+        ShapeError: even width 1 has more.
+
+    >>> count_parameters(match_parameters(lambda h: MLP(2, h), 100))
+    86
+    """
+
+    def size(width: int) -> int:
+        with torch.device("meta"):
+            return count_parameters(constructor(width))
+
+    if size(1) > budget:
+        raise ShapeError(f"match_parameters: width 1 already has {size(1)} parameters, more than the budget {budget}.")
+    upper = 1
+    while size(upper) <= budget:
+        upper *= 2
+    lower = upper // 2
+    while upper - lower > 1:
+        middle = (lower + upper) // 2
+        lower, upper = (middle, upper) if size(middle) <= budget else (lower, middle)
+    return constructor(lower)

@@ -1,0 +1,19 @@
+"""Gradient maps."""
+
+from nablanets.maps.base import GradientMap, Pullback, Scale, Sum
+from nablanets.maps.cascaded import GradNetC
+from nablanets.maps.modular import GradNetM
+from nablanets.maps.potential import FromPotential, from_potential
+from nablanets.maps.quadratic import Quadratic
+
+__all__ = [
+    "FromPotential",
+    "GradNetC",
+    "GradNetM",
+    "GradientMap",
+    "Pullback",
+    "Quadratic",
+    "Scale",
+    "Sum",
+    "from_potential",
+]

@@ -1,0 +1,93 @@
+"""The linear gradient map A x + b with symmetric A: the linear term of the other maps, or a map of its own."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from nablanets.errors import InvalidInputError, check_positive_int
+from nablanets.maps.base import GradientMap
+from nablanets.operators import GramTerm, StructuredOperator, SymmetricOperator
+from nablanets.parameters import constrained, inverse_softplus
+from nablanets.serialization import savable
+
+#: How a linear term is asked for: True (full rank), a rank, "diagonal", or False (none).
+LinearSpec: TypeAlias = "bool | int | Literal['diagonal']"
+
+
+@savable
+class Quadratic(GradientMap):
+    r"""f(x) = (diag(m) + V^T diag(c) V) x + b, the gradient of a quadratic form.
+
+    Monotone: m > 0 (softplus) and c = 1, so f is strongly monotone. Otherwise m and c are free.
+
+    Args:
+        features: d.
+        rank: rows of V; None means d, so that every positive definite (symmetric) matrix can be reached; 0 keeps
+            only the diagonal.
+        monotone: require a positive definite matrix.
+        bias: with the constant b.
+
+    >>> q = Quadratic(3, monotone=True)
+    >>> bool((q.jacobian(torch.zeros(3)).eigvalsh() > 0).all())
+    True
+    """
+
+    def __init__(self, features: int, rank: int | None = None, *, monotone: bool = False, bias: bool = True) -> None:
+        check_positive_int(features, owner="Quadratic", name="features")
+        super().__init__(features, monotone=monotone)
+        self.rank = features if rank is None else rank
+        start = inverse_softplus(0.1) if monotone else 0.1
+        self.diagonal_raw = nn.Parameter(torch.full((features,), start))
+        self.factor = nn.Parameter(torch.randn(self.rank, features) * (0.1 / max(self.rank, 1)) ** 0.5)
+        self.weights = (
+            None if monotone or self.rank == 0 else nn.Parameter(torch.tensor([1.0, -1.0] * self.rank)[: self.rank])
+        )
+        self.bias = nn.Parameter(torch.zeros(features)) if bias else None
+
+    def config(self) -> dict[str, Any]:
+        return {
+            "features": self.features,
+            "rank": self.rank,
+            "monotone": self.monotone,
+            "bias": self.bias is not None,
+        }
+
+    def _diagonal(self) -> Tensor:
+        return constrained(self.diagonal_raw, nonnegative=self.monotone)
+
+    def _linear(self, x: Tensor) -> Tensor:
+        y = self._diagonal() * x
+        if self.rank == 0:
+            return y
+        inner = x @ self.factor.mT
+        return y + (inner if self.weights is None else inner * self.weights) @ self.factor
+
+    def _forward(self, x: Tensor) -> Tensor:
+        y = self._linear(x)
+        return y if self.bias is None else y + self.bias
+
+    def _potential(self, x: Tensor) -> Tensor:
+        value = (self._linear(x) * x).sum(dim=-1) / 2
+        return value if self.bias is None else value + x @ self.bias
+
+    def _jacobian(self, x: Tensor) -> SymmetricOperator:
+        shift = self._diagonal().expand_as(x)
+        if self.rank == 0:
+            return StructuredOperator(self.features, (), shift, positive_semidefinite=self.monotone)
+        weights = torch.ones_like(self.factor[:, 0]) if self.weights is None else self.weights
+        terms = (GramTerm(self.factor, weights.expand(*x.shape[:-1], self.rank)),)
+        return StructuredOperator(self.features, terms, shift, positive_semidefinite=self.monotone)
+
+
+def make_linear_term(linear: LinearSpec, features: int, *, monotone: bool) -> Quadratic | None:
+    """The linear term that a map's ``linear`` argument asks for."""
+    if linear is False:
+        return None
+    if linear is True or linear == "diagonal":
+        return Quadratic(features, None if linear is True else 0, monotone=monotone, bias=False)
+    if isinstance(linear, int) and linear >= 1:
+        return Quadratic(features, linear, monotone=monotone, bias=False)
+    raise InvalidInputError(f"expected linear to be True, False, 'diagonal' or a rank >= 1, got {linear!r}.")

@@ -1,0 +1,117 @@
+"""The scalar cascade inside GradNet-C: phi, its derivative and its antiderivative, elementwise."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from nablanets.activations import ActivationSpec, ElementwiseActivation, make_activation
+from nablanets.errors import IllegalActivationError
+from nablanets.parameters import constrained, inverse_softplus
+from nablanets.quadrature import gauss_legendre
+
+
+class RidgeCascade(nn.Module):
+    r"""h functions of one variable, phi(u) = alpha_{L-1} s_{L-1}(z_{L-1}) with the cascade
+
+    .. math:: z_0 = \beta_0 (u + b_0), \qquad z_l = \beta_l (u + b_l) + \alpha_{l-1} s_{l-1}(z_{l-1}).
+
+    Increasing if ``monotone`` (alpha, beta >= 0 by softplus and increasing s). All methods act on (*, h).
+    """
+
+    #: Nodes of the Gauss-Legendre rule for the antiderivative of smooth cascades with more than one layer.
+    quadrature_nodes = 32
+
+    def __init__(
+        self, units: int, num_layers: int, activation: ActivationSpec, *, monotone: bool, spread: float
+    ) -> None:
+        super().__init__()
+        self.num_layers, self.monotone = num_layers, monotone
+        layers = [_elementwise(activation, units, monotone) for _ in range(num_layers)]
+        self.activations = nn.ModuleList(layers)
+        self._kinks = layers[0].kinks
+        self.bias = nn.Parameter(torch.empty(num_layers, units).uniform_(-spread, spread))
+        self.alpha_raw = nn.Parameter(_initial_scale(num_layers, units, monotone))
+        self.beta_raw = nn.Parameter(_initial_scale(num_layers, units, monotone))
+
+    def _scales(self) -> tuple[Tensor, Tensor]:
+        nonnegative = self.monotone
+        return constrained(self.alpha_raw, nonnegative=nonnegative), constrained(self.beta_raw, nonnegative=nonnegative)
+
+    def forward(self, u: Tensor) -> Tensor:
+        """phi(u)."""
+        return self._layers(u, self.num_layers)[1]
+
+    def _layers(self, u: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """z and alpha s(z) of layer number ``count`` (counted from one)."""
+        alpha, beta = self._scales()
+        z = beta[0] * (u + self.bias[0])
+        value = alpha[0] * self.activations[0](z)
+        for layer in range(1, count):
+            z = torch.addcmul(value, beta[layer], u + self.bias[layer])
+            value = alpha[layer] * self.activations[layer](z)
+        return z, value
+
+    def derivative(self, u: Tensor) -> Tensor:
+        """phi'(u) by the recursion dz_l = beta_l + alpha_{l-1} s'(z_{l-1}) dz_{l-1}, in O(L h)."""
+        alpha, beta = self._scales()
+        value, slope = torch.zeros_like(u), torch.zeros_like(u)
+        for layer, s in enumerate(cast(Iterable[ElementwiseActivation], self.activations)):
+            z = torch.addcmul(value, beta[layer], u + self.bias[layer])
+            value, derivative = s.value_and_derivative(z)
+            value, slope = alpha[layer] * value, alpha[layer] * derivative * (beta[layer] + slope)
+        return slope
+
+    def antiderivative(self, u: Tensor) -> Tensor:
+        """Phi(u), zero at u = 0: exact if s is piecewise linear, else by Gauss-Legendre quadrature."""
+        if self._kinks:
+            return self._piecewise_linear_integral(u)
+        return self._quadrature(u, self.quadrature_nodes)
+
+    def quadrature_gap(self, u: Tensor) -> Tensor:
+        """Change of Phi(u) when half as many nodes are used: an estimate, from above, of its quadrature error."""
+        if self._kinks:
+            return torch.zeros_like(u)
+        return self.antiderivative(u) - self._quadrature(u, self.quadrature_nodes // 2)
+
+    def _quadrature(self, u: Tensor, count: int) -> Tensor:
+        nodes, weights = gauss_legendre(count, u)
+        return u * torch.einsum("...nh,n->...h", self(u.unsqueeze(-2) * nodes.unsqueeze(-1)), weights)
+
+    def _piecewise_linear_integral(self, u: Tensor) -> Tensor:
+        """The integral of phi over [0, u], split wherever some z_l passes a kink; midpoints are then exact.
+
+        Layer by layer: between known splits z_l is linear, so its crossing follows from the values at both ends.
+        """
+        splits = torch.stack([torch.zeros_like(u), u])
+        for layer in range(1, self.num_layers + 1):
+            for kink in self._kinks:
+                distance = self._layers(splits, layer)[0] - kink
+                start, end = distance[:-1], distance[1:]
+                crosses = start * end < 0
+                fraction = torch.where(crosses, start / torch.where(crosses, start - end, torch.ones_like(u)), 1.0)
+                crossing = splits[:-1] + fraction * splits.diff(dim=0)
+                splits = torch.cat([torch.stack([splits[:-1], crossing], dim=1).flatten(0, 1), splits[-1:]])
+        middle = (splits[1:] + splits[:-1]) / 2
+        return (self(middle) * splits.diff(dim=0)).sum(dim=0)
+
+
+def _elementwise(spec: ActivationSpec, units: int, monotone: bool) -> ElementwiseActivation:
+    activation = make_activation(spec, (units,), monotone=monotone)
+    if not isinstance(activation, ElementwiseActivation):
+        raise IllegalActivationError(
+            f"GradNetC takes elementwise activations only, got the group activation {spec!r}: alpha and beta scale "
+            "each unit by itself, so a group activation inside the cascade would make the Jacobian asymmetric. Use "
+            "GradNetM for group activations."
+        )
+    return activation
+
+
+def _initial_scale(num_layers: int, units: int, monotone: bool) -> Tensor:
+    """Start of alpha and beta: one if constrained (our choice), else U(-1/2, 1/2) as in the authors' code."""
+    if monotone:
+        return torch.full((num_layers, units), inverse_softplus(1.0))
+    return torch.empty(num_layers, units).uniform_(-0.5, 0.5)

@@ -1,0 +1,83 @@
+"""Samples of a field: checks, the validation split, and batches whose order can be resumed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nablanets.errors import InvalidInputError, ShapeError, check_finite, check_points
+
+
+def check_samples(net: nn.Module, x: Tensor, g: Tensor, *, owner: str) -> tuple[Tensor, Tensor]:
+    """Samples on the device and in the dtype of the network, after checks of shape, type and values."""
+    features = getattr(net, "features", None)
+    if not isinstance(features, int):
+        features = x.shape[-1] if isinstance(x, Tensor) and x.ndim else 1
+    for name, value in (("x", x), ("g", g)):
+        check_points(value, features, owner=owner, name=name)
+        if value.ndim != 2 or value.shape[0] == 0:
+            raise ShapeError(
+                f"{owner}: expected {name} of shape (n, {features}) with n >= 1, got {tuple(value.shape)}."
+            )
+        check_finite(value, owner=owner, name=name)
+    if len(x) != len(g):
+        raise ShapeError(f"{owner}: expected as many points as gradients, got {len(x)} points and {len(g)} gradients.")
+    reference = next(net.parameters(), x)
+    return x.detach().to(reference), g.detach().to(reference)
+
+
+Samples = tuple[Tensor, Tensor]
+
+
+def split(x: Tensor, g: Tensor, validation: float | Samples, generator: torch.Generator) -> tuple[Samples, Samples]:
+    """Training and validation samples.
+
+    Args:
+        x, g: all samples.
+        validation: a fraction in (0, 1) to hold out at random, or the validation samples themselves.
+        generator: draws the held-out rows.
+    """
+    if not isinstance(validation, int | float):
+        return (x, g), validation
+    if not 0 < validation < 1:
+        raise InvalidInputError(f"fit: expected validation to be a fraction in (0, 1) or samples, got {validation}.")
+    held_out = max(1, round(validation * len(x)))
+    if held_out >= len(x):
+        raise InvalidInputError(f"fit: {len(x)} samples are too few to hold out {validation:.0%} of them.")
+    order = torch.randperm(len(x), generator=generator).to(x.device)
+    test, train = order[:held_out], order[held_out:]
+    return (x[train], g[train]), (x[test], g[test])
+
+
+class Batches:
+    """An endless stream of batches, reshuffled every epoch, that can be stored and resumed exactly."""
+
+    def __init__(self, x: Tensor, g: Tensor, size: int, generator: torch.Generator) -> None:
+        self.x, self.g = x, g
+        self.size = min(size, len(x))
+        self.generator = generator
+        self._begin_epoch()
+
+    def _begin_epoch(self) -> None:
+        self.epoch_state = self.generator.get_state()
+        self.position = 0
+        order = torch.randperm(len(self.x), generator=self.generator).to(self.x.device)
+        self._x, self._g = self.x[order], self.g[order]
+
+    def next(self) -> Samples:
+        """The next batch; rows that do not fill a batch at the end of an epoch wait for the next one."""
+        if self.position + self.size > len(self.x):
+            self._begin_epoch()
+        rows = slice(self.position, self.position + self.size)
+        self.position += self.size
+        return self._x[rows], self._g[rows]
+
+    def state(self) -> dict[str, Any]:
+        return {"epoch_state": self.epoch_state, "position": self.position}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.generator.set_state(state["epoch_state"])
+        self._begin_epoch()
+        self.position = state["position"]

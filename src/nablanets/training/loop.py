@@ -1,0 +1,226 @@
+"""fit: from samples of a gradient field to a trained network."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+
+from nablanets.training.batches import Batches, Samples, check_samples, split
+from nablanets.training.checkpoint import read_checkpoint, write_checkpoint
+from nablanets.training.settings import FitResult, FitSettings, HistoryRow, decibels
+
+Report = Callable[[HistoryRow], None]
+_CHECKPOINT_SECONDS = 30.0
+_VALIDATION_CHUNK = 65536
+
+
+def fit(
+    net: nn.Module,
+    x: Tensor,
+    g: Tensor,
+    *,
+    validation: float | Samples = 0.1,
+    progress: bool = True,
+    checkpoint: str | Path | None = None,
+    report: Report | None = None,
+    settings: FitSettings | None = None,
+    **changes: Any,
+) -> FitResult:
+    """Train a network on samples of a gradient field: minimise mean ||net(x) - g||^2.
+
+    The weights of the best validation are put into the network at the end, also when the fit is interrupted.
+
+    Args:
+        net: any module that maps (n, d) to (n, d): a gradient map or a baseline.
+        x: points, (n, d).
+        g: gradients at these points, (n, d).
+        validation: fraction of the samples to hold out, or a pair (x, g) of validation samples.
+        progress: show a progress bar.
+        checkpoint: a file to keep the state in; if it is there, the fit goes on from it and ends exactly as it would
+            have ended without the interruption.
+        report: called with each row of the history.
+        settings: see :class:`FitSettings`; its fields can also be given by name, ``fit(net, x, g, steps=2000)``.
+
+    Returns:
+        history, best validation error, and the reason for stopping.
+
+    Raises:
+        ShapeError, InvalidInputError: samples of the wrong shape or type, or with NaN; unknown settings.
+
+    >>> from nablanets import GradNetM
+    >>> x = torch.rand(200, 2)
+    >>> result = fit(GradNetM(2, 8), x, 2 * x, steps=50, progress=False)
+    >>> result.stop_reason, len(result.history)
+    ('steps', 50)
+    """
+    settings = (settings or FitSettings()).update(**changes)
+    x, g = check_samples(net, x, g, owner="fit")
+    generator = torch.Generator().manual_seed(settings.seed)
+    if not isinstance(validation, int | float):
+        validation = check_samples(net, *validation, owner="fit (validation)")
+    train, test = split(x, g, validation, generator)
+    trainer = _Trainer(net, Batches(*train, settings.batch_size, generator), test, settings)
+    path = None if checkpoint is None else Path(checkpoint)
+    if path is not None and path.exists():
+        trainer.restore(read_checkpoint(path, trainer.fingerprint))
+    try:
+        with _progress_bar(progress, settings.steps) as show:
+            trainer.run(path, [show, *([report] if report else [])])
+    finally:
+        if path is not None:
+            write_checkpoint(path, trainer.state())
+        trainer.install_best()
+    return trainer.result()
+
+
+def error(net: nn.Module, x: Tensor, g: Tensor) -> float:
+    """Mean ||net(x) - g||^2, in chunks, without building an autograd graph."""
+    with torch.no_grad():
+        parts = zip(x.split(_VALIDATION_CHUNK), g.split(_VALIDATION_CHUNK), strict=True)
+        return sum(float((net(a) - b).square().sum()) for a, b in parts) / len(x)
+
+
+class _Trainer:
+    """The state of one fit."""
+
+    def __init__(self, net: nn.Module, batches: Batches, test: Samples, settings: FitSettings) -> None:
+        self.net, self.batches, self.test, self.settings = net, batches, test, settings
+        self.optimizer = _make_optimizer(net, settings)
+        self.step = 0
+        self.seconds = 0.0
+        self.stop_reason = ""
+        self.history: list[HistoryRow] = []
+        self.best_error, self.best_step = math.inf, 0
+        self.best_state = _copy_state(net)
+
+    @property
+    def fingerprint(self) -> str:
+        shapes = {name: list(p.shape) for name, p in self.net.state_dict().items()}
+        data = [list(self.batches.x.shape), float(self.batches.x.double().sum()), float(self.batches.g.double().sum())]
+        return json.dumps({"settings": asdict(self.settings), "network": shapes, "data": data}, sort_keys=True)
+
+    def run(self, path: Path | None, reports: list[Report]) -> None:
+        begin = time.perf_counter() - self.seconds
+        saved = time.perf_counter()
+        running = torch.zeros(())
+        while not self.stop_reason:
+            running = running + self._advance()
+            self.seconds = time.perf_counter() - begin
+            last = self._finished()
+            if last or self.step % self.settings.validation_interval == 0:
+                count = self.step - (self.history[-1].step if self.history else 0)
+                self._validate(float(running) / max(count, 1), reports)
+                running = torch.zeros(())
+                self.seconds = time.perf_counter() - begin
+                self.stop_reason = self.stop_reason or last
+                if path is not None and time.perf_counter() - saved > _CHECKPOINT_SECONDS:
+                    write_checkpoint(path, self.state())
+                    saved = time.perf_counter()
+
+    def _advance(self) -> Tensor:
+        """One optimisation step; returns its loss."""
+        rate = self.settings.rate(self._progress())
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        x, g = self.batches.next()
+        loss = (self.net(x) - g).square().sum(dim=-1).mean()
+        self.optimizer.zero_grad()
+        loss.backward()
+        if self.settings.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.net.parameters(), self.settings.clip_norm)
+        self.optimizer.step()
+        self.step += 1
+        return loss.detach()
+
+    def _progress(self) -> float:
+        limit = self.settings.max_seconds
+        by_time = 0.0 if limit is None else self.seconds / limit
+        return min(1.0, max(self.step / self.settings.steps, by_time))
+
+    def _finished(self) -> str:
+        if self.step >= self.settings.steps:
+            return "steps"
+        limit = self.settings.max_seconds
+        return "max_seconds" if limit is not None and self.seconds >= limit else ""
+
+    def _validate(self, training_error: float, reports: list[Report]) -> None:
+        value = error(self.net, *self.test)
+        rate = self.optimizer.param_groups[0]["lr"]
+        self.history.append(HistoryRow(self.step, self.seconds, training_error, value, rate))
+        if value < self.best_error:
+            self.best_error, self.best_step, self.best_state = value, self.step, _copy_state(self.net)
+        elif not (math.isfinite(value) and math.isfinite(training_error)):
+            self.stop_reason = "diverged"
+        elif self._stale():
+            self.stop_reason = "patience"
+        for report in reports:
+            report(self.history[-1])
+
+    def _stale(self) -> bool:
+        patience = self.settings.patience
+        since_best = sum(row.step > self.best_step for row in self.history)
+        return patience is not None and since_best >= patience
+
+    def install_best(self) -> None:
+        self.net.load_state_dict(self.best_state)
+
+    def result(self) -> FitResult:
+        return FitResult(self.history, self.best_error, self.best_step, self.stop_reason, self.step, self.seconds)
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "fingerprint": self.fingerprint,
+            "step": self.step,
+            "seconds": self.seconds,
+            "stop_reason": self.stop_reason,
+            "history": [list(row) for row in self.history],
+            "best": [self.best_error, self.best_step],
+            "best_state": self.best_state,
+            "net": self.net.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "batches": self.batches.state(),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.step, self.seconds, self.stop_reason = state["step"], state["seconds"], state["stop_reason"]
+        self.history = [HistoryRow(*row) for row in state["history"]]
+        self.best_error, self.best_step = state["best"]
+        self.best_state = state["best_state"]
+        self.net.load_state_dict(state["net"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.batches.restore(state["batches"])
+
+
+def _make_optimizer(net: nn.Module, settings: FitSettings) -> torch.optim.Optimizer:
+    parameters = [p for p in net.parameters() if p.requires_grad]
+    if settings.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
+    return torch.optim.Adam(parameters, settings.learning_rate, fused=True)
+
+
+def _copy_state(net: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in net.state_dict().items()}
+
+
+@contextlib.contextmanager
+def _progress_bar(enabled: bool, steps: int) -> Iterator[Report]:
+    columns = (TextColumn("fit"), BarColumn(), TextColumn("{task.fields[status]}"), TimeRemainingColumn())
+    with Progress(*columns, disable=not enabled) as bar:
+        task = bar.add_task("fit", total=steps, status="")
+
+        def show(row: HistoryRow) -> None:
+            training, held_out = decibels(row.training_error), decibels(row.validation_error)
+            status = f"step {row.step}/{steps}  training {training:.1f} dB  validation {held_out:.1f} dB"
+            bar.update(task, completed=row.step, status=status)
+
+        yield show

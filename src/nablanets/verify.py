@@ -1,0 +1,278 @@
+"""Is it really a gradient? Error numbers, assertions on them, and a certificate.
+
+``*_error`` functions take any callable that maps (*, d) to (*, d) sample by sample, so they also measure networks
+that are not gradients. They return plain numbers, relative to the size of what is compared, and judge nothing;
+``assert_*`` functions raise :class:`~nablanets.errors.VerificationError`, for use in tests.
+
+A certificate by sampling can refute a property, not prove it; the maps of this package have the property by
+construction, and the certificate shows that construction and arithmetic agree.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from nablanets.errors import InvalidInputError, VerificationError, check_finite, check_points
+from nablanets.maps import GradientMap
+from nablanets.quadrature import gauss_legendre
+
+Field = Callable[[Tensor], Tensor]
+
+#: Largest relative error that rounding explains, by dtype.
+TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3, torch.bfloat16: 1e-1, torch.float16: 1e-1}
+_PATH_NODES, _PATH_PANELS = 16, 8
+#: A circulation this many times the estimated quadrature error is taken for one (fields with kinks integrate poorly).
+_QUADRATURE_MARGIN = 10.0
+
+
+def autodiff_jacobian(f: Field, x: Tensor) -> Tensor:
+    """The Jacobians of f at points x (n, d) by automatic differentiation, (n, d, d)."""
+    return torch.func.vmap(torch.func.jacrev(f))(x)
+
+
+def symmetry_error(f: Field, x: Tensor) -> float:
+    """max |J - J^T| / max |J| over the points, with J by automatic differentiation.
+
+    >>> rotation = lambda x: torch.stack([-x[..., 1], x[..., 0]], dim=-1)
+    >>> symmetry_error(rotation, torch.randn(4, 2))
+    2.0
+    """
+    jacobian = autodiff_jacobian(f, x)
+    return _relative(jacobian - jacobian.mT, jacobian)
+
+
+def jacobian_error(net: GradientMap, x: Tensor) -> float:
+    """max |J - J_autodiff| / max |J_autodiff|: the structured Jacobian against automatic differentiation."""
+    reference = autodiff_jacobian(net, x)
+    return _relative(net.jacobian(x).dense() - reference, reference)
+
+
+def potential_gradient_error(net: GradientMap, x: Tensor) -> float:
+    """max |grad F - f| / max |f|, the gradient of the potential by automatic differentiation."""
+    values = net(x)
+    return _relative(torch.func.grad(lambda points: net.potential(points).sum())(x) - values, values)
+
+
+def potential_quadrature_error(net: GradientMap, x: Tensor) -> float:
+    """Estimate of the part of :func:`potential_gradient_error` that is due to quadrature in the potential."""
+    return _relative(torch.func.grad(lambda points: net.quadrature_gap(points).sum())(x), net(x))
+
+
+def line_integral(f: Field, start: Tensor, end: Tensor, *, panels: int = _PATH_PANELS) -> Tensor:
+    """The integral of f along the segments from start to end, (*, d) each, by composite Gauss-Legendre quadrature.
+
+    >>> work = line_integral(lambda x: 2 * x, torch.zeros(3), torch.ones(3))
+    >>> round(float(work), 5)
+    3.0
+    """
+    nodes, weights = gauss_legendre(_PATH_NODES, start)
+    offsets = torch.arange(panels, dtype=start.dtype, device=start.device)
+    t = ((offsets.unsqueeze(-1) + nodes) / panels).flatten()
+    w = (weights / panels).repeat(panels)
+    step = end - start
+    points = start.unsqueeze(-2) + t.unsqueeze(-1) * step.unsqueeze(-2)
+    return torch.einsum("...td,...d,t->...", f(points), step, w)
+
+
+def circulations(f: Field, x: Tensor, *, panels: int = _PATH_PANELS) -> Tensor:
+    """Circulations of f around triangles of consecutive points x (n, d), over max |f| times the perimeter."""
+    corners = [x, x.roll(1, dims=0), x.roll(2, dims=0), x]
+    work = sum(line_integral(f, a, b, panels=panels) for a, b in itertools.pairwise(corners))
+    perimeter = sum((b - a).norm(dim=-1) for a, b in itertools.pairwise(corners))
+    return work / _positive(perimeter * f(x).norm(dim=-1).max())
+
+
+def loop_error(f: Field, x: Tensor) -> float:
+    """The largest |circulation| around triangles of consecutive points, over max |f| times the perimeter.
+
+    Zero for a gradient, up to rounding and quadrature; of order one for a rotation.
+    """
+    return float(circulations(f, x).abs().max())
+
+
+def loop_quadrature_error(f: Field, x: Tensor) -> float:
+    """Estimate of the quadrature error in :func:`loop_error`, by halving the panels."""
+    return float((circulations(f, x) - circulations(f, x, panels=_PATH_PANELS // 2)).abs().max())
+
+
+def potential_path_error(net: GradientMap, x: Tensor) -> float:
+    """max |F(b) - F(a) - int_a^b f| / max |F(b) - F(a)| over consecutive points a, b."""
+    end = x.roll(1, dims=0)
+    rise = net.potential(end) - net.potential(x)
+    return _relative(rise - line_integral(net, x, end), rise)
+
+
+def smallest_eigenvalue(net: GradientMap, x: Tensor) -> float:
+    """The smallest eigenvalue of the Jacobian at the points, over the largest magnitude of any (zero if all vanish)."""
+    eigenvalues = net.jacobian(x).eigvalsh()
+    return float(eigenvalues.min() / _positive(eigenvalues.abs().max()))
+
+
+def monotonicity_gap(f: Field, x: Tensor) -> float:
+    """min of <f(a) - f(b), a - b> / (|f(a) - f(b)| |a - b|) over pairs of points; below zero for non-monotone f."""
+    values = f(x)
+    worst = 1.0
+    for shift in range(1, min(len(x), 33)):
+        dx, df = x - x.roll(shift, dims=0), values - values.roll(shift, dims=0)
+        size = dx.norm(dim=-1) * df.norm(dim=-1)
+        # Pairs whose values agree to rounding say nothing about a direction.
+        told = df.norm(dim=-1) > 64 * torch.finfo(x.dtype).eps * values.norm(dim=-1).max()
+        if bool(told.any()):
+            worst = min(worst, float(((dx * df).sum(dim=-1) / _positive(size))[told].min()))
+    return worst
+
+
+def _relative(difference: Tensor, reference: Tensor) -> float:
+    return float(difference.abs().max() / _positive(reference.abs().max()))
+
+
+def _positive(value: Tensor) -> Tensor:
+    return value.clamp(min=torch.finfo(value.dtype).tiny)
+
+
+def assert_symmetric(f: Field, x: Tensor, tolerance: float | None = None) -> None:
+    """Raise VerificationError unless the Jacobian of f is symmetric at the points, to rounding."""
+    _require("symmetry error of the Jacobian", symmetry_error(f, x), _tolerance(x, tolerance))
+
+
+def assert_conservative(f: Field, x: Tensor, tolerance: float | None = None) -> None:
+    """Raise VerificationError unless loop integrals of f vanish, to rounding and estimated quadrature error."""
+    _require(
+        "loop integral", loop_error(f, x), _tolerance(x, tolerance) + _QUADRATURE_MARGIN * loop_quadrature_error(f, x)
+    )
+
+
+def assert_potential(net: GradientMap, x: Tensor, tolerance: float | None = None) -> None:
+    """Raise VerificationError unless f is the gradient of the potential, to rounding and estimated quadrature error."""
+    allowed = _tolerance(x, tolerance) + potential_quadrature_error(net, x)
+    _require("difference of f and the gradient of the potential", potential_gradient_error(net, x), allowed)
+
+
+def assert_jacobian(net: GradientMap, x: Tensor, tolerance: float | None = None) -> None:
+    """Raise VerificationError unless the structured Jacobian equals automatic differentiation, to rounding."""
+    _require("error of the structured Jacobian", jacobian_error(net, x), _tolerance(x, tolerance))
+
+
+def assert_monotone(f: Field, x: Tensor, tolerance: float | None = None) -> None:
+    """Raise VerificationError if f decreases along the line between two of the points, beyond rounding."""
+    _require("decrease between pairs of points", -monotonicity_gap(f, x), _tolerance(x, tolerance))
+
+
+def _require(what: str, value: float, tolerance: float) -> None:
+    if not value <= tolerance:
+        raise VerificationError(f"{what} is {value:.3e}, above the tolerance {tolerance:.1e}.")
+
+
+def _tolerance(x: Tensor, given: float | None) -> float:
+    return TOLERANCE[x.dtype] if given is None else given
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of a certificate; ``tolerance`` is None for a value that is only reported."""
+
+    name: str
+    value: float
+    tolerance: float | None
+    lower_bound: bool = False
+
+    @property
+    def passed(self) -> bool:
+        if self.tolerance is None:
+            return True
+        return self.value >= -self.tolerance if self.lower_bound else self.value <= self.tolerance
+
+    @property
+    def requirement(self) -> str:
+        if self.tolerance is None:
+            return "reported only"
+        return f">= {-self.tolerance:.0e}" if self.lower_bound else f"<= {self.tolerance:.0e}"
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What was checked, on how many points, and the outcome. Prints as a table."""
+
+    subject: str
+    points: int
+    dtype: str
+    checks: list[Check]
+
+    @property
+    def passed(self) -> bool:
+        return all(check.passed for check in self.checks)
+
+    def table(self) -> Table:
+        verdict = "passed" if self.passed else "FAILED"
+        table = Table(title=f"Certificate of {self.subject}: {verdict} ({self.points} points, {self.dtype})")
+        for column in ("check", "value", "required", "result"):
+            table.add_column(column, justify="right" if column == "value" else "left")
+        for c in self.checks:
+            result = "-" if c.tolerance is None else "pass" if c.passed else "FAIL"
+            table.add_row(c.name, f"{c.value:.2e}", c.requirement, result)
+        return table
+
+    def __str__(self) -> str:
+        console = Console(width=100, color_system=None)
+        with console.capture() as capture:
+            console.print(self.table())
+        return capture.get()
+
+
+def certificate(net: GradientMap, x: Tensor | None = None, *, points: int = 64, seed: int = 0) -> Certificate:
+    """Check a gradient map at points x: symmetry, loops, potential, structured Jacobian, eigenvalues, monotonicity.
+
+    Args:
+        net: the map. It is evaluated as it is, in its own dtype.
+        x: points (n, d); at most ``points`` of them are used, drawn at random. Standard normal points if None.
+        points: how many points to use.
+        seed: of the draw.
+
+    Returns:
+        A table of checks; eigenvalue and pair checks must hold if ``net.monotone``, else they are reported.
+
+    Raises:
+        InvalidInputError: x has the wrong shape, or holds NaN, or fewer than three points; net is no gradient map.
+
+    >>> from nablanets import GradNetC
+    >>> certificate(GradNetC(3, 8, monotone=True).double()).passed
+    True
+    """
+    if not isinstance(net, GradientMap):
+        raise InvalidInputError(f"certificate: expected a GradientMap, got {type(net).__name__}.")
+    x = _certificate_points(net, x, points, seed)
+    tolerance = TOLERANCE[x.dtype]
+    with torch.no_grad():
+        eigenvalue = smallest_eigenvalue(net, x)
+        pairs = monotonicity_gap(net, x)
+        potential = tolerance + potential_quadrature_error(net, x)
+        loops = tolerance + _QUADRATURE_MARGIN * loop_quadrature_error(net, x)
+        checks = [
+            Check("symmetry: max |J - J'| / max |J|", symmetry_error(net, x), tolerance),
+            Check("loop integrals: circulation / (perimeter |f|)", loop_error(net, x), loops),
+            Check("potential: max |grad F - f| / max |f|", potential_gradient_error(net, x), potential),
+            Check("structured Jacobian against autodiff", jacobian_error(net, x), tolerance),
+            Check("smallest eigenvalue / largest", eigenvalue, tolerance if net.monotone else None, True),
+            Check("monotonicity: min cosine over pairs", pairs, tolerance if net.monotone else None, True),
+        ]
+    return Certificate(type(net).__name__, len(x), str(x.dtype).removeprefix("torch."), checks)
+
+
+def _certificate_points(net: GradientMap, x: Tensor | None, points: int, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    reference = next(itertools.chain(net.parameters(), net.buffers()))
+    if x is None:
+        return torch.randn(max(points, 3), net.features, generator=generator).to(reference)
+    check_points(x, net.features, owner="certificate")
+    check_finite(x, owner="certificate", name="x")
+    flat = x.reshape(-1, net.features)
+    if len(flat) < 3:
+        raise InvalidInputError(f"certificate: expected at least three points (for loops), got {len(flat)}.")
+    return flat[torch.randperm(len(flat), generator=generator)[:points].to(x.device)].to(reference)
