@@ -280,9 +280,9 @@ class StructuredOperator(SymmetricOperator):
             )
 
     def scale(self, factor: float | Tensor) -> StructuredOperator:
-        scalar = torch.as_tensor(factor)
-        terms = tuple(GramTerm(t.factor, t.weights * scalar.unsqueeze(-1)) for t in self.terms)
-        shift = None if self.shift is None else self.shift * scalar.unsqueeze(-1)
+        scalar = factor.unsqueeze(-1) if isinstance(factor, Tensor) else factor
+        terms = tuple(GramTerm(t.factor, t.weights * scalar) for t in self.terms)
+        shift = None if self.shift is None else self.shift * scalar
         psd = self.positive_semidefinite and isinstance(factor, float | int) and factor > 0
         return StructuredOperator(self.features, terms, shift, positive_semidefinite=psd)
 
@@ -334,7 +334,7 @@ class HessianOperator(SymmetricOperator):
         return self.dense().diagonal(dim1=-2, dim2=-1)
 
     def scale(self, factor: float | Tensor) -> SymmetricOperator:
-        scalar = torch.as_tensor(factor).unsqueeze(-1)
+        scalar = factor.unsqueeze(-1) if isinstance(factor, Tensor) else factor
         psd = self.positive_semidefinite and isinstance(factor, float | int) and factor > 0
         return HessianOperator(lambda x: self.gradient(x) * scalar, self.x, positive_semidefinite=psd)
 

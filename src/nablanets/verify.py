@@ -89,12 +89,12 @@ def circulations(f: Field, x: Tensor, *, panels: int = _PATH_PANELS) -> Tensor:
     return work / _positive(perimeter * f(x).norm(dim=-1).max())
 
 
-def loop_error(f: Field, x: Tensor) -> float:
+def loop_error(f: Field, x: Tensor, *, panels: int = _PATH_PANELS) -> float:
     """The largest |circulation| around triangles of consecutive points, over max |f| times the perimeter.
 
     Zero for a gradient, up to rounding and quadrature; of order one for a rotation.
     """
-    return float(circulations(f, x).abs().max())
+    return float(circulations(f, x, panels=panels).detach().abs().max())
 
 
 def loop_quadrature_error(f: Field, x: Tensor) -> float:
@@ -130,7 +130,7 @@ def monotonicity_gap(f: Field, x: Tensor) -> float:
 
 
 def _relative(difference: Tensor, reference: Tensor) -> float:
-    return float(difference.abs().max() / _positive(reference.abs().max()))
+    return float((difference.abs().max() / _positive(reference.abs().max())).detach())
 
 
 def _positive(value: Tensor) -> Tensor:

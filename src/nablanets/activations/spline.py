@@ -1,4 +1,4 @@
-"""A learnable activation: the spline whose slope is piecewise linear between knots."""
+"""A learnable activation: a quadratic B-spline per unit."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ from torch import Tensor, nn
 
 from nablanets.activations.base import ElementwiseActivation
 from nablanets.errors import InvalidInputError
-from nablanets.parameters import constrained, inverse_softplus
+from nablanets.parameters import inverse_softplus, softplus
 
 
 class Spline(ElementwiseActivation):
     r"""Learnable quadratic spline per unit ("neural activation").
 
-    The slope s' interpolates linearly between learnable values at ``knots`` equally spaced points of
-    ``[-radius, radius]`` and is constant outside, so s is once continuously differentiable, psi is a cubic
-    spline in closed form, and the slope interval is exactly the range of the knot values. With
-    ``monotone=True`` the knot values are softplus of free parameters. Starts as s(z) = z / 2 + tanh-like bend
-    (our choice).
+    s(z) = sum_k c_k B_k(z) with quadratic B-splines over ``knots`` equally spaced points of ``[-radius, radius]`` and
+    straight continuation outside. s is once continuously differentiable, psi is a cubic spline in closed form, and the
+    slope interpolates linearly between its values (c_{k+1} - c_k) / step at the knots, so the slope interval is
+    exactly their range. Only three coefficients act at any z: evaluation costs the same for any number of knots.
+    With ``monotone=True`` the coefficients increase (steps by softplus). Starts with slopes between 0.2 and 1, steepest
+    at 0 (our choice).
     """
 
     def __init__(
@@ -29,58 +30,69 @@ class Spline(ElementwiseActivation):
         if knots < 2 or not radius > 0:
             raise InvalidInputError(f"Spline: expected knots >= 2 and radius > 0, got {knots} and {radius}.")
         self.knots, self.radius = knots, radius
-        start = 1 - torch.linspace(-radius, radius, knots).tanh().square() * 0.8
+        self.step = 2 * radius / (knots - 1)
+        slopes = 1 - 0.8 * torch.linspace(-2, 2, knots).tanh().square()
+        first = -slopes.sum() * self.step / 2
         if monotone:
-            start = torch.tensor([inverse_softplus(value) for value in start.tolist()])
-        self.slope_raw = nn.Parameter(start.expand(*self.units, knots).clone())
+            raw = torch.cat([first.unsqueeze(0), torch.tensor([inverse_softplus(v) for v in slopes.tolist()])])
+        else:
+            raw = torch.cat([first.unsqueeze(0), first + self.step * slopes.cumsum(0)])
+        self.raw = nn.Parameter(raw.expand(*self.units, knots + 1).clone())
 
     @property
     def increasing(self) -> bool:
         return self.monotone
 
-    def _knot_slopes(self) -> Tensor:
-        return constrained(self.slope_raw, nonnegative=self.monotone)
+    def coefficients(self) -> Tensor:
+        """c_0 .. c_knots, of shape (*units, knots + 1)."""
+        if not self.monotone:
+            return self.raw
+        first, steps = self.raw[..., :1], softplus(self.raw[..., 1:]) * self.step
+        return torch.cat([first, first + steps.cumsum(dim=-1)], dim=-1)
 
     def slope_interval(self) -> tuple[Tensor, Tensor]:
-        slopes = self._knot_slopes()
+        slopes = self.coefficients().diff(dim=-1) / self.step
         return slopes.amin(-1), slopes.amax(-1)
 
-    def _pieces(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Offset t into the piece that holds z, then s'' (constant), s', s and psi at its left end.
+    def _pieces(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Index of the piece that holds z, t = (z - its left knot) / step, and a0, a1, a2 with s = a0 + a1 t + a2 t^2.
 
-        Pieces are counted from left: piece 0 lies left of all knots, piece K right of them.
+        Piece 0 lies left of all knots and piece ``knots`` right of them; both are straight (a2 = 0).
         """
-        slope = self._knot_slopes()
-        step = 2 * self.radius / (self.knots - 1)
-        bend = slope.diff(dim=-1) / step
-        value = torch.cumsum((slope[..., 1:] + slope[..., :-1]) * (step / 2), dim=-1)
-        value = torch.cat([torch.zeros_like(slope[..., :1]), value], dim=-1)
-        rise = value[..., :-1] * step + slope[..., :-1] * step**2 / 2 + bend * step**3 / 6
-        height = torch.cat([torch.zeros_like(slope[..., :1]), torch.cumsum(rise, dim=-1)], dim=-1)
-        zero = torch.zeros_like(slope[..., :1])
-        table = torch.stack(
-            [
-                torch.cat([zero, bend, zero], dim=-1),
-                torch.cat([slope[..., :1], slope], dim=-1),
-                torch.cat([zero, value], dim=-1),
-                torch.cat([zero, height], dim=-1),
-            ]
-        )
-        piece = torch.clamp(torch.floor((z.detach() + self.radius) / step) + 1, 0, self.knots).long()
-        left = (piece - 1).clamp(min=0).to(z.dtype) * step - self.radius
-        batch = z.ndim - len(self.units)
-        table = table.reshape(4, *[1] * batch, *self.units, self.knots + 1).expand(4, *z.shape, self.knots + 1)
-        picked = torch.gather(table, -1, piece.expand(4, *z.shape).unsqueeze(-1)).squeeze(-1)
-        return z - left, picked[0], picked[1], picked[2], picked[3]
+        c = self.coefficients()
+        value, rise = (c[..., 1:] + c[..., :-1]) / 2, c.diff(dim=-1)
+        bend = nn.functional.pad(rise.diff(dim=-1) / 2, (1, 1))
+        start = torch.cat([value[..., :1], value], dim=-1), torch.cat([rise[..., :1], rise], dim=-1), bend
+        position = (z + self.radius) / self.step
+        piece = position.detach().floor().clamp(-1, self.knots - 1)
+        t = position - piece.clamp(min=0)
+        index = (piece + 1).long()
+        return index, t, self._pick(torch.stack(start, dim=-1), index)
+
+    def _pick(self, table: Tensor, index: Tensor) -> Tensor:
+        """Rows of a table (*units, pieces, n), at one index per unit and sample (*batch, *units)."""
+        pieces = table.shape[-2]
+        first = torch.arange(0, table[..., 0, 0].numel() * pieces, pieces, device=table.device)
+        return nn.functional.embedding(index + first.reshape(table.shape[:-2]), table.reshape(-1, table.shape[-1]))
+
+    def value_and_derivative(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        _, t, row = self._pieces(z)
+        a0, a1, a2 = row.unbind(-1)
+        return a0 + t * (a1 + t * a2), (a1 + 2 * t * a2) / self.step
 
     def forward(self, z: Tensor) -> Tensor:
-        t, bend, slope, value, _ = self._pieces(z)
-        return value + t * (slope + t * bend / 2)
-
-    def potential(self, z: Tensor) -> Tensor:
-        t, bend, slope, value, height = self._pieces(z)
-        return height + t * (value + t * (slope / 2 + t * bend / 6))
+        _, t, row = self._pieces(z)
+        a0, a1, a2 = row.unbind(-1)
+        return a0 + t * (a1 + t * a2)
 
     def derivative(self, z: Tensor) -> Tensor:
-        t, bend, slope, _, _ = self._pieces(z)
-        return slope + t * bend
+        return self.value_and_derivative(z)[1]
+
+    def potential(self, z: Tensor) -> Tensor:
+        index, t, row = self._pieces(z)
+        a0, a1, a2 = row.unbind(-1)
+        c = self.coefficients()
+        areas = (c[..., :-2] + 4 * c[..., 1:-1] + c[..., 2:]) / 6
+        heights = nn.functional.pad(areas.cumsum(dim=-1), (2, 0)).unsqueeze(-1)
+        height = self._pick(heights, index).squeeze(-1)
+        return self.step * (height + t * (a0 + t * (a1 / 2 + t * a2 / 3)))

@@ -62,7 +62,9 @@ class MLP(nn.Module):
         num_layers: number of hidden layers.
         activation: a parameter-free elementwise activation by name.
         outputs: output dimension.
-        frequency: with the sine activation, the factor of the first layer's weights and biases (as in SIREN).
+        frequency: for the sine activation, largest factor of the first layer's weights; its units have factors spread
+            evenly from 0 to it, so that coarse and fine structure are both there from the start (a SIREN has one factor
+            for all). None keeps the default start.
     """
 
     def __init__(
@@ -72,7 +74,7 @@ class MLP(nn.Module):
         num_layers: int = 2,
         activation: str = "tanh",
         outputs: int | None = None,
-        frequency: float = 1.0,
+        frequency: float | None = None,
     ) -> None:
         super().__init__()
         check_positive_int(hidden_features, owner="MLP", name="hidden_features")
@@ -90,8 +92,8 @@ class MLP(nn.Module):
         widths = [features, *[hidden_features] * num_layers, features if outputs is None else outputs]
         layers = [nn.Linear(a, b) for a, b in itertools.pairwise(widths)]
         with torch.no_grad():
-            for parameter in layers[0].parameters():
-                parameter.mul_(frequency)
+            if frequency is not None:
+                layers[0].weight.mul_(torch.linspace(0, frequency, hidden_features + 1)[1:, None])
             if activation == "sine":  # SIREN's U(-sqrt(6 / n), sqrt(6 / n)) for the layers behind the first
                 for layer in layers[1:]:
                     layer.weight.mul_(6**0.5)
@@ -136,7 +138,7 @@ class ICNN(nn.Module):
 
 
 def mlp_potential(
-    features: int, hidden_features: int, num_layers: int = 2, activation: str = "tanh", frequency: float = 1.0
+    features: int, hidden_features: int, num_layers: int = 2, activation: str = "tanh", frequency: float | None = None
 ) -> FromPotential:
     """The gradient of a scalar MLP, by automatic differentiation (a "Hamiltonian network" in dynamics)."""
     potential = MLP(features, hidden_features, num_layers, activation, outputs=1, frequency=frequency)
@@ -173,7 +175,7 @@ def match_parameters(constructor: Callable[[int], nn.Module], budget: int) -> nn
         ShapeError: even width 1 has more.
 
     >>> count_parameters(match_parameters(lambda h: MLP(2, h), 100))
-    86
+    93
     """
 
     def size(width: int) -> int:

@@ -80,7 +80,7 @@ class GradNetM(GradientMap):
         self.weight = nn.Parameter(torch.empty(num_modules, hidden_features, features).uniform_(-bound, bound))
         self.hidden_bias = nn.Parameter(torch.empty(num_modules, hidden_features).uniform_(-bound, bound))
         self.scale_raw = nn.Parameter(_initial_scale(num_modules, monotone))
-        self.sharpness_raw = nn.Parameter(torch.full((num_modules,), inverse_softplus(1.0)))
+        self.sharpness_raw = nn.Parameter(torch.full((num_modules,), inverse_softplus(2.0)))
         self.bias = nn.Parameter(torch.zeros(features))
         self.linear = make_linear_term(linear, features, monotone=monotone)
         self._config = {

@@ -41,10 +41,11 @@ class Quadratic(GradientMap):
         self.rank = features if rank is None else rank
         start = inverse_softplus(0.1) if monotone else 0.1
         self.diagonal_raw = nn.Parameter(torch.full((features,), start))
-        self.factor = nn.Parameter(torch.randn(self.rank, features) * (0.1 / max(self.rank, 1)) ** 0.5)
-        self.weights = (
-            None if monotone or self.rank == 0 else nn.Parameter(torch.tensor([1.0, -1.0] * self.rank)[: self.rank])
-        )
+        self.factor = self.weights = None
+        if self.rank > 0:
+            self.factor = nn.Parameter(torch.randn(self.rank, features) * (0.1 / self.rank) ** 0.5)
+        if self.rank > 0 and not monotone:
+            self.weights = nn.Parameter(torch.tensor([1.0, -1.0] * self.rank)[: self.rank])
         self.bias = nn.Parameter(torch.zeros(features)) if bias else None
 
     def config(self) -> dict[str, Any]:
@@ -60,7 +61,7 @@ class Quadratic(GradientMap):
 
     def _linear(self, x: Tensor) -> Tensor:
         y = self._diagonal() * x
-        if self.rank == 0:
+        if self.factor is None:
             return y
         inner = x @ self.factor.mT
         return y + (inner if self.weights is None else inner * self.weights) @ self.factor
@@ -75,7 +76,7 @@ class Quadratic(GradientMap):
 
     def _jacobian(self, x: Tensor) -> SymmetricOperator:
         shift = self._diagonal().expand_as(x)
-        if self.rank == 0:
+        if self.factor is None:
             return StructuredOperator(self.features, (), shift, positive_semidefinite=self.monotone)
         weights = torch.ones_like(self.factor[:, 0]) if self.weights is None else self.weights
         terms = (GramTerm(self.factor, weights.expand(*x.shape[:-1], self.rank)),)

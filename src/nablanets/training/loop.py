@@ -203,9 +203,8 @@ class _Trainer:
 
 def _make_optimizer(net: nn.Module, settings: FitSettings) -> torch.optim.Optimizer:
     parameters = [p for p in net.parameters() if p.requires_grad]
-    if settings.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
-    return torch.optim.Adam(parameters, settings.learning_rate, fused=True)
+    kind = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.Adam
+    return kind(parameters, settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
 
 
 def _copy_state(net: nn.Module) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ class FitSettings:
         batch_size: samples per step, drawn without replacement within an epoch.
         learning_rate: peak learning rate.
         optimizer: "adam" or "adamw".
-        weight_decay: decoupled weight decay, with "adamw".
+        weight_decay: an L2 penalty with "adam", decoupled decay with "adamw".
         schedule: "cosine" decays the learning rate to zero over the run, "constant" keeps it.
         warmup: fraction of the run over which the rate rises linearly from zero.
         clip_norm: clip the norm of the parameter gradient, if given.

@@ -1,0 +1,5 @@
+"""`python -m nablanets`."""
+
+from nablanets.cli import main
+
+main()

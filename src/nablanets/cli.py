@@ -1,0 +1,217 @@
+"""The command line: `nablanets` and `python -m nablanets`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import pandas as pd
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from nablanets import verify as verification
+from nablanets.baselines import count_parameters
+from nablanets.errors import InvalidInputError, NablaError, ShapeError
+from nablanets.experiments import EXPERIMENTS, find_experiment
+from nablanets.experiments.base import override
+from nablanets.experiments.report import results_table, write_report
+from nablanets.experiments.runner import run_experiment
+from nablanets.experiments.store import RunFolder
+from nablanets.maps import GradientMap, GradNetC, GradNetM
+from nablanets.serialization import load, save
+from nablanets.tables import read_table, select_columns, write_table
+from nablanets.training import decibels, error, standardised
+from nablanets.training import fit as fit_network
+from nablanets.training.settings import FitSettings
+
+app = typer.Typer(
+    help="Neural networks that are gradients: experiments, fitting, verification.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+console = Console()
+_MAPS = {"gradnet-c": GradNetC, "gradnet-m": GradNetM}
+
+# typer reads these annotations at run time, on Python 3.10 too.
+XColumns = Annotated[Optional[str], typer.Option(help="Comma-separated point columns; x1..xd if not given.")]  # noqa: UP007, UP045
+GColumns = Annotated[Optional[str], typer.Option(help="Comma-separated gradient columns; g1..gd if not given.")]  # noqa: UP007, UP045
+
+
+@app.command("list")
+def list_experiments() -> None:
+    """List the experiments."""
+    table = Table()
+    for title in ("experiment", "what it does"):
+        table.add_column(title)
+    for name, experiment in EXPERIMENTS.items():
+        table.add_row(name, experiment.summary)
+    console.print(table)
+
+
+@app.command()
+def show(name: str) -> None:
+    """Show an experiment: protocol, arms, presets and settings."""
+    experiment = find_experiment(name)
+    console.print(f"{experiment.name}: {experiment.summary}\n", highlight=False)
+    for note in experiment.notes(experiment.preset("paper")):
+        console.print(note + "\n", highlight=False)
+    console.print("arms: " + ", ".join(experiment.arms(experiment.preset("paper"))), highlight=False)
+    table = Table(title="settings (change them with --set key=value)")
+    for title in ("setting", *experiment.presets):
+        table.add_column(title)
+    configs = experiment.presets.values()
+    for field in fields(next(iter(configs))):
+        table.add_row(field.name, *(str(getattr(config, field.name)) for config in configs))
+    table.add_row("seeds (--seeds)", *(str(experiment.seeds[preset]) for preset in experiment.presets))
+    console.print(table)
+
+
+@app.command()
+def run(
+    name: str,
+    preset: Annotated[str, typer.Option(help="quick or paper.")] = "quick",
+    out: Annotated[Optional[Path], typer.Option(help="Run folder; runs/NAME-PRESET if not given.")] = None,  # noqa: UP007, UP045
+    seeds: Annotated[Optional[int], typer.Option(min=1, help="Number of seeds; the preset's if not given.")] = None,  # noqa: UP007, UP045
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
+    set_: Annotated[Optional[list[str]], typer.Option("--set", help="key=value; can be repeated.")] = None,  # noqa: UP007, UP045
+) -> None:
+    """Run an experiment with its baselines, and write a report."""
+    torch.set_num_threads(1)
+    experiment = find_experiment(name)
+    config = override(experiment.preset(preset), set_ or [])
+    folder = out or Path("runs") / f"{experiment.name}-{preset}"
+    count = experiment.seeds[preset] if seeds is None else seeds
+    try:
+        run_experiment(experiment, config, preset=preset, seeds=count, out=folder, resume=resume, console=console)
+    except KeyboardInterrupt:
+        console.print(f"\nInterrupted. Finished parts are in {folder}; give the same command with --resume to go on.")
+        raise typer.Exit(130) from None
+
+
+@app.command()
+def report(folders: Annotated[list[Path], typer.Argument(metavar="DIR...")]) -> None:
+    """Write the reports of run folders again, and print their tables."""
+    for folder in folders:
+        run_folder = RunFolder.open(folder)
+        description = run_folder.description()
+        experiment = find_experiment(description["experiment"])
+        config = type(experiment.preset("paper"))(**_as_tuples(description["config"]))
+        page = write_report(experiment, config, run_folder)
+        console.print(results_table(experiment, run_folder))
+        console.print(f"Report: {page.resolve()}", soft_wrap=True)
+
+
+def _as_tuples(config: dict[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in config.items()}
+
+
+@app.command()
+def fit(
+    file: Annotated[Path, typer.Argument(help="CSV, NPZ or Parquet with points x1..xd and gradients g1..gd.")],
+    out: Annotated[Path, typer.Option(help="Model file to write (.safetensors).")],
+    network: Annotated[str, typer.Option(help="gradnet-c or gradnet-m.")] = "gradnet-c",
+    hidden: Annotated[int, typer.Option(help="Hidden units (per module).")] = 64,
+    depth: Annotated[int, typer.Option(help="Layers of gradnet-c, modules of gradnet-m.")] = 4,
+    activation: Annotated[Optional[str], typer.Option(help="Activation; the network's own default if not given.")] = None,  # noqa: UP007, UP045
+    monotone: Annotated[bool, typer.Option("--monotone", help="Fit the gradient of a convex potential.")] = False,
+    steps: Annotated[int, typer.Option(help="Optimisation steps.")] = 5000,
+    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 5e-3,
+    batch_size: Annotated[int, typer.Option(help="Samples per step.")] = 1000,
+    validation: Annotated[float, typer.Option(help="Fraction of the samples held out.")] = 0.1,
+    seed: Annotated[int, typer.Option(help="Seed of weights, split and batches.")] = 0,
+    checkpoint: Annotated[Optional[Path], typer.Option(help="State file; an interrupted fit goes on from it.")] = None,  # noqa: UP007, UP045
+    x_columns: XColumns = None,
+    g_columns: GColumns = None,
+) -> None:
+    """Fit a gradient network to samples of a field in a file."""
+    table = read_table(file)
+    x = select_columns(table, x_columns, "x", file)
+    g = select_columns(table, g_columns, "g", file)
+    if x.shape != g.shape:
+        raise ShapeError(f"{file}: {x.shape[1]} point columns but {g.shape[1]} gradient columns; expected as many.")
+    torch.manual_seed(seed)
+    net = standardised(_build(network, x.shape[1], hidden, depth, activation, monotone), x, g)
+    settings = FitSettings(steps=steps, learning_rate=lr, batch_size=batch_size, seed=seed)
+    result = fit_network(net, x, g, validation=validation, settings=settings, checkpoint=checkpoint)
+    save(net, out)
+    best = decibels(result.best_validation_error / float(g.square().sum(dim=1).mean()))
+    console.print(
+        f"{network}, {count_parameters(net)} parameters: validation error {best:.2f} dB of the mean square gradient "
+        f"({result.best_validation_error:.3e}) at step {result.best_step}; stopped by {result.stop_reason} after "
+        f"{result.seconds:.1f} s.\nModel: {out}",
+        soft_wrap=True,
+    )
+
+
+def _build(network: str, features: int, hidden: int, depth: int, activation: str | None, monotone: bool) -> GradientMap:
+    if network not in _MAPS:
+        near = get_close_matches(network, _MAPS, n=1)
+        raise InvalidInputError(f"--network: there is no {network!r}; choose {near[0] if near else ' or '.join(_MAPS)}.")
+    options: dict[str, Any] = {"monotone": monotone} | ({} if activation is None else {"activation": activation})
+    return _MAPS[network](features, hidden, depth, **options)
+
+
+@app.command("apply")
+def apply_model(
+    model: Path,
+    file: Annotated[Path, typer.Argument(help="CSV, NPZ or Parquet with points x1..xd.")],
+    out: Annotated[Optional[Path], typer.Option(help="File to write; FILE with -applied before its ending.")] = None,  # noqa: UP007, UP045
+    x_columns: XColumns = None,
+    g_columns: GColumns = None,
+) -> None:
+    """Evaluate a model: write f1..fd and the potential beside the columns of a file, and the error if it has g."""
+    net = _load_map(model)
+    table = read_table(file)
+    x = select_columns(table, x_columns, "x", file).to(next(net.parameters()).dtype)
+    if x.shape[1] != net.features:
+        raise ShapeError(f"{model} takes {net.features} features, and {file} has {x.shape[1]} point columns.")
+    with torch.no_grad():
+        values, potential = net(x), net.potential(x)
+    result = {f"f{i + 1}": values[:, i].numpy() for i in range(net.features)} | {"potential": potential.numpy()}
+    target = out or file.with_name(f"{file.stem}-applied{file.suffix}")
+    write_table(pd.concat([table.drop(columns=list(result), errors="ignore"), pd.DataFrame(result)], axis=1), target)
+    console.print(f"{len(table)} rows: {target}", soft_wrap=True)
+    if g_columns is not None or "g1" in table.columns:
+        g = select_columns(table, g_columns, "g", file).to(x.dtype)
+        relative = error(net, x, g) / float(g.square().sum(dim=1).mean())
+        console.print(f"error against the gradients in the file: {decibels(relative):.2f} dB of their mean square")
+
+
+@app.command()
+def verify(
+    model: Path,
+    file: Annotated[Optional[Path], typer.Argument(help="Points x1..xd to check at; standard normal if not given.")] = None,  # noqa: UP007, UP045
+    points: Annotated[int, typer.Option(min=3, help="How many points to use.")] = 64,
+    x_columns: XColumns = None,
+) -> None:
+    """Check that a model is a gradient (and monotone, if it says so) and print the certificate."""
+    net = _load_map(model).double()
+    x = None if file is None else select_columns(read_table(file), x_columns, "x", file)
+    certificate = verification.certificate(net, x, points=points)
+    console.print(certificate.table())
+    if not certificate.passed:
+        raise typer.Exit(1)
+
+
+def _load_map(path: Path) -> GradientMap:
+    net = load(path)
+    if not isinstance(net, GradientMap):
+        raise InvalidInputError(f"{path} holds a {type(net).__name__}, which is no gradient map.")
+    return net
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; errors of ours become one message on standard error and exit code 2."""
+    try:
+        app(args=None if arguments is None else list(arguments), prog_name="nablanets")
+    except NablaError as error:
+        Console(stderr=True).print(f"nablanets: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(2)

@@ -1,0 +1,128 @@
+"""What an experiment is: arms times seeds, run one part at a time, and a page about them."""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
+
+from matplotlib.figure import Figure
+from torch import nn
+
+from nablanets.errors import InvalidInputError, unknown_name
+from nablanets.training.loop import Report
+
+if TYPE_CHECKING:
+    from nablanets.experiments.store import RunFolder
+
+
+class Column(NamedTuple):
+    """A metric as a column of the results table."""
+
+    metric: str
+    title: str
+    digits: int = 2
+
+
+class Picture(NamedTuple):
+    """A figure of the report."""
+
+    name: str
+    caption: str
+    figure: Figure
+
+
+@dataclass(frozen=True)
+class PartResult:
+    """The outcome of one arm with one seed; ``model`` is kept as a file unless it is None."""
+
+    model: nn.Module | None
+    parameters: int
+    seconds: float
+    metrics: dict[str, float]
+
+
+class Config(Protocol):
+    """A frozen dataclass whose fields are numbers, strings, or tuples of them."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+
+C = TypeVar("C", bound=Config)
+
+
+class Experiment(ABC, Generic[C]):
+    """A study with a name that the command line knows.
+
+    Attributes:
+        name: on the command line.
+        summary: one line.
+        presets: complete configurations by name.
+        seeds: default number of seeds by preset.
+        columns: the metrics of the results table.
+    """
+
+    name: str
+    summary: str
+    presets: dict[str, C]
+    seeds: dict[str, int]
+    columns: Sequence[Column]
+
+    @abstractmethod
+    def arms(self, config: C) -> list[str]:
+        """Names of what is compared."""
+
+    @abstractmethod
+    def run_part(self, config: C, arm: str, seed: int, report: Report) -> PartResult:
+        """Train and measure one arm with one seed."""
+
+    @abstractmethod
+    def pictures(self, config: C, run: RunFolder) -> Iterator[Picture]:
+        """The figures of the report, from the models and metrics in the run folder."""
+
+    @abstractmethod
+    def notes(self, config: C) -> list[str]:
+        """Paragraphs for the report: the protocol, what is the paper's and what is our choice."""
+
+    def preset(self, name: str) -> C:
+        if name not in self.presets:
+            raise unknown_name("preset", name, self.presets)
+        return self.presets[name]
+
+
+def override(config: C, changes: Sequence[str]) -> C:
+    """A configuration with some fields changed by ``key=value`` strings, each read as the type of the field.
+
+    Raises:
+        UnknownNameError: no field has that name; the message offers the nearest ones.
+        InvalidInputError: a string is not key=value, or the value has the wrong type.
+    """
+    known = {f.name: getattr(config, f.name) for f in fields(config)}
+    values: dict[str, Any] = {}
+    for change in changes:
+        key, separator, text = change.partition("=")
+        if not separator:
+            raise InvalidInputError(f"--set: expected key=value, got {change!r}.")
+        if key not in known:
+            raise unknown_name("setting", key, known)
+        values[key] = _parse(key, text, known[key])
+    return replace(config, **values)  # type: ignore[type-var]
+
+
+def _parse(key: str, text: str, current: Any) -> Any:
+    if isinstance(current, str):
+        return text
+    if isinstance(current, tuple):
+        return tuple(_parse(key, part, current[0]) for part in text.split(",") if part)
+    try:
+        value = json.loads(text.lower())
+    except json.JSONDecodeError:
+        value = None
+    wanted = type(current)
+    if isinstance(value, bool) != (wanted is bool) or not isinstance(value, int | float):
+        raise InvalidInputError(f"--set {key}: expected a {wanted.__name__} like {current!r}, got {text!r}.")
+    if wanted is int and value != int(value):
+        raise InvalidInputError(f"--set {key}: expected a whole number, got {text!r}.")
+    return wanted(value)

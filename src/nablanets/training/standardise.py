@@ -1,0 +1,34 @@
+"""Standardised coordinates that keep a map a gradient."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from nablanets.maps import GradientMap, Scale
+
+
+def standardised(net: GradientMap, x: Tensor, g: Tensor, *, isotropic: bool = False) -> Scale:
+    """The map x -> c A g(A x + b) around a net that then sees data of zero mean and unit size.
+
+    A is diagonal with 1 / standard deviation of each feature, b centres, and c sets the size of the output; separate
+    scalings of input and output would break the symmetry of the Jacobian.
+
+    Args:
+        net: the map to wrap; it is not copied.
+        x: points, (n, d).
+        g: gradients, (n, d).
+        isotropic: one scale for all features.
+
+    >>> from nablanets import GradNetC
+    >>> x = 100 * torch.rand(50, 2) + 1000
+    >>> standardised(GradNetC(2, 8), x, 5 * x)(x).shape
+    torch.Size([50, 2])
+    """
+    std = x.std(dim=0, correction=0)
+    if isotropic:
+        std = std.square().mean().sqrt().expand_as(std)
+    std = torch.where(std > 0, std, torch.ones_like(std))
+    size = float((g * std).square().mean().sqrt())
+    reference = next(net.parameters(), x)
+    return Scale(net.pullback((1 / std).to(reference), (-x.mean(dim=0) / std).to(reference)), size if size > 0 else 1.0)

@@ -1,0 +1,73 @@
+"""The table of gradient maps that the conformance suite runs over: a new map joins with one line."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from nablanets import GradientMap, GradNetC, GradNetM, Quadratic, from_potential
+from nablanets.activations import ACTIVATIONS, GroupActivation
+from nablanets.baselines import MLP, convex_ridge, icnn_gradient
+
+
+class Case(NamedTuple):
+    name: str
+    build: Callable[[], GradientMap]
+
+
+D = 3
+
+
+def _networks() -> list[Case]:
+    cases = []
+    for (name, cls), monotone, linear in itertools.product(ACTIVATIONS.items(), (False, True), (False, True)):
+        if monotone and not cls((1,), monotone=True).increasing:
+            continue
+        flags = f"{name}{'-monotone' if monotone else ''}{'-linear' if linear else ''}"
+        options = {"activation": name, "monotone": monotone, "linear": linear}
+        if not issubclass(cls, GroupActivation):
+            cases.append(Case(f"C-{flags}", lambda o=options: GradNetC(D, 5, 3, **o)))
+        cases.append(Case(f"M-{flags}", lambda o=options: GradNetM(D, 5, 2, **o)))
+    return cases
+
+
+def _monotone_c() -> GradNetC:
+    return GradNetC(D, 5, activation="tanh", monotone=True)
+
+
+def _softmax_m() -> GradNetM:
+    return GradNetM(D, 5, activation="softmax", monotone=True)
+
+
+CASES = [
+    *_networks(),
+    Case("C-one-layer", lambda: GradNetC(D, 5, 1)),
+    Case("C-rank-one", lambda: GradNetC(D, 2, 2, linear=1, monotone=True)),
+    Case("C-diagonal", lambda: GradNetC(D, 2, 2, linear="diagonal", monotone=True)),
+    Case("M-one-module", lambda: GradNetM(D, 5, 1)),
+    Case("M-pnorm-3", lambda: GradNetM(D, 5, 2, activation=("pnorm", {"p": 3}))),
+    Case("quadratic", lambda: Quadratic(D)),
+    Case("quadratic-monotone", lambda: Quadratic(D, 2, monotone=True)),
+    Case("quadratic-diagonal", lambda: Quadratic(D, 0)),
+    Case("sum", lambda: _monotone_c() + _softmax_m()),
+    Case("difference", lambda: _monotone_c() - _softmax_m()),
+    Case("scale", lambda: 2.5 * _softmax_m()),
+    Case("pullback", lambda: GradNetM(4, 5, monotone=True).pullback(torch.randn(4, D), torch.randn(4))),
+    Case("pullback-diagonal", lambda: _monotone_c().pullback(torch.tensor([0.5, 2.0, -1.0]))),
+    Case("pullback-of-potential", lambda: 2 * icnn_gradient(2, 5).pullback(torch.randn(2, D))),
+    Case("from-potential", lambda: from_potential(MLP(D, 5, outputs=1), D)),
+    Case("structured-plus-potential", lambda: GradNetC(D, 5) + from_potential(MLP(D, 5, outputs=1), D)),
+    Case("icnn", lambda: icnn_gradient(D, 5)),
+    Case("convex-ridge", lambda: convex_ridge(D, 5)),
+]
+
+
+def points(net: nn.Module, count: int = 7) -> torch.Tensor:
+    """Points in the dtype of the net, the same for every call."""
+    generator = torch.Generator().manual_seed(7)
+    dtype = next(net.parameters()).dtype
+    return torch.randn(count, D, generator=generator, dtype=torch.float64).to(dtype)
