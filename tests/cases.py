@@ -11,7 +11,7 @@ from torch import nn
 
 from nablanets import GradientMap, GradNetC, GradNetM, Quadratic, from_potential
 from nablanets.activations import ACTIVATIONS, GroupActivation
-from nablanets.baselines import MLP, convex_ridge, icnn_gradient
+from nablanets.baselines import MLP, convex_ridge, icnn_gradient, mlp_potential
 
 
 class Case(NamedTuple):
@@ -60,7 +60,7 @@ CASES = [
     Case("pullback-diagonal", lambda: _monotone_c().pullback(torch.tensor([0.5, 2.0, -1.0]))),
     Case("pullback-of-potential", lambda: 2 * icnn_gradient(2, 5).pullback(torch.randn(2, D))),
     Case("from-potential", lambda: from_potential(MLP(D, 5, outputs=1), D)),
-    Case("structured-plus-potential", lambda: GradNetC(D, 5) + from_potential(MLP(D, 5, outputs=1), D)),
+    Case("structured-plus-potential", lambda: GradNetC(D, 5) + mlp_potential(D, 5)),
     Case("icnn", lambda: icnn_gradient(D, 5)),
     Case("convex-ridge", lambda: convex_ridge(D, 5)),
 ]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import pandas as pd
 import torch
@@ -40,9 +40,8 @@ app = typer.Typer(
 console = Console()
 _MAPS = {"gradnet-c": GradNetC, "gradnet-m": GradNetM}
 
-# typer reads these annotations at run time, on Python 3.10 too.
-XColumns = Annotated[Optional[str], typer.Option(help="Comma-separated point columns; x1..xd if not given.")]  # noqa: UP007, UP045
-GColumns = Annotated[Optional[str], typer.Option(help="Comma-separated gradient columns; g1..gd if not given.")]  # noqa: UP007, UP045
+XColumns = Annotated[str | None, typer.Option(help="Comma-separated point columns; x1..xd if not given.")]
+GColumns = Annotated[str | None, typer.Option(help="Comma-separated gradient columns; g1..gd if not given.")]
 
 
 @app.command("list")
@@ -78,10 +77,10 @@ def show(name: str) -> None:
 def run(
     name: str,
     preset: Annotated[str, typer.Option(help="quick or paper.")] = "quick",
-    out: Annotated[Optional[Path], typer.Option(help="Run folder; runs/NAME-PRESET if not given.")] = None,  # noqa: UP007, UP045
-    seeds: Annotated[Optional[int], typer.Option(min=1, help="Number of seeds; the preset's if not given.")] = None,  # noqa: UP007, UP045
+    out: Annotated[Path | None, typer.Option(help="Run folder; runs/NAME-PRESET if not given.")] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Number of seeds; the preset's if not given.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
-    set_: Annotated[Optional[list[str]], typer.Option("--set", help="key=value; can be repeated.")] = None,  # noqa: UP007, UP045
+    set_: Annotated[list[str] | None, typer.Option("--set", help="key=value; can be repeated.")] = None,
 ) -> None:
     """Run an experiment with its baselines, and write a report."""
     torch.set_num_threads(1)
@@ -120,14 +119,14 @@ def fit(
     network: Annotated[str, typer.Option(help="gradnet-c or gradnet-m.")] = "gradnet-c",
     hidden: Annotated[int, typer.Option(help="Hidden units (per module).")] = 64,
     depth: Annotated[int, typer.Option(help="Layers of gradnet-c, modules of gradnet-m.")] = 4,
-    activation: Annotated[Optional[str], typer.Option(help="Activation; the network's own default if not given.")] = None,  # noqa: UP007, UP045
+    activation: Annotated[str | None, typer.Option(help="Activation; the network's own default if not given.")] = None,
     monotone: Annotated[bool, typer.Option("--monotone", help="Fit the gradient of a convex potential.")] = False,
     steps: Annotated[int, typer.Option(help="Optimisation steps.")] = 5000,
     lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 5e-3,
     batch_size: Annotated[int, typer.Option(help="Samples per step.")] = 1000,
     validation: Annotated[float, typer.Option(help="Fraction of the samples held out.")] = 0.1,
     seed: Annotated[int, typer.Option(help="Seed of weights, split and batches.")] = 0,
-    checkpoint: Annotated[Optional[Path], typer.Option(help="State file; an interrupted fit goes on from it.")] = None,  # noqa: UP007, UP045
+    checkpoint: Annotated[Path | None, typer.Option(help="State file; an interrupted fit goes on from it.")] = None,
     x_columns: XColumns = None,
     g_columns: GColumns = None,
 ) -> None:
@@ -154,7 +153,9 @@ def fit(
 def _build(network: str, features: int, hidden: int, depth: int, activation: str | None, monotone: bool) -> GradientMap:
     if network not in _MAPS:
         near = get_close_matches(network, _MAPS, n=1)
-        raise InvalidInputError(f"--network: there is no {network!r}; choose {near[0] if near else ' or '.join(_MAPS)}.")
+        raise InvalidInputError(
+            f"--network: there is no {network!r}; choose {near[0] if near else ' or '.join(_MAPS)}."
+        )
     options: dict[str, Any] = {"monotone": monotone} | ({} if activation is None else {"activation": activation})
     return _MAPS[network](features, hidden, depth, **options)
 
@@ -163,7 +164,7 @@ def _build(network: str, features: int, hidden: int, depth: int, activation: str
 def apply_model(
     model: Path,
     file: Annotated[Path, typer.Argument(help="CSV, NPZ or Parquet with points x1..xd.")],
-    out: Annotated[Optional[Path], typer.Option(help="File to write; FILE with -applied before its ending.")] = None,  # noqa: UP007, UP045
+    out: Annotated[Path | None, typer.Option(help="File to write; FILE with -applied before its ending.")] = None,
     x_columns: XColumns = None,
     g_columns: GColumns = None,
 ) -> None:
@@ -188,7 +189,9 @@ def apply_model(
 @app.command()
 def verify(
     model: Path,
-    file: Annotated[Optional[Path], typer.Argument(help="Points x1..xd to check at; standard normal if not given.")] = None,  # noqa: UP007, UP045
+    file: Annotated[
+        Path | None, typer.Argument(help="Points x1..xd to check at; standard normal if not given.")
+    ] = None,
     points: Annotated[int, typer.Option(min=3, help="How many points to use.")] = 64,
     x_columns: XColumns = None,
 ) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from typing import overload
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -16,12 +18,18 @@ def softplus(z: Tensor) -> Tensor:
     return F.softplus(z, threshold=_SOFTPLUS_THRESHOLD)
 
 
-def inverse_softplus(value: float) -> float:
-    """The number z with softplus(z) = value > 0.
+@overload
+def inverse_softplus(value: float) -> float: ...
+@overload
+def inverse_softplus(value: Tensor) -> Tensor: ...
+def inverse_softplus(value: float | Tensor) -> float | Tensor:
+    """The z with softplus(z) = value > 0.
 
     >>> round(math.log1p(math.exp(inverse_softplus(0.25))), 12)
     0.25
     """
+    if isinstance(value, Tensor):
+        return value + torch.log(-torch.expm1(-value))
     return value + math.log(-math.expm1(-value))
 
 

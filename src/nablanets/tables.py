@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -57,7 +59,11 @@ def _read_parquet(path: Path) -> pd.DataFrame:
         raise DataFileError("Parquet files need pyarrow: pip install 'nablanets[parquet]'.") from error
 
 
-_READERS = {".csv": pd.read_csv, ".npz": _read_npz, ".parquet": _read_parquet}
+_READERS: dict[str, Callable[[Path], pd.DataFrame]] = {
+    ".csv": pd.read_csv,
+    ".npz": _read_npz,
+    ".parquet": _read_parquet,
+}
 
 
 def write_table(table: pd.DataFrame, path: str | Path) -> None:
@@ -76,7 +82,8 @@ def write_table(table: pd.DataFrame, path: str | Path) -> None:
                 table.to_parquet(temporary, index=False)
             else:
                 with temporary.open("wb") as file:
-                    np.savez(file, **{str(name): table[name].to_numpy() for name in table.columns})
+                    columns: dict[str, Any] = {str(name): table[name].to_numpy() for name in table.columns}
+                    np.savez(file, **columns)
     except ImportError as error:
         raise DataFileError("Parquet files need pyarrow: pip install 'nablanets[parquet]'.") from error
     except OSError as error:

@@ -34,7 +34,7 @@ class Spline(ElementwiseActivation):
         slopes = 1 - 0.8 * torch.linspace(-2, 2, knots).tanh().square()
         first = -slopes.sum() * self.step / 2
         if monotone:
-            raw = torch.cat([first.unsqueeze(0), torch.tensor([inverse_softplus(v) for v in slopes.tolist()])])
+            raw = torch.cat([first.unsqueeze(0), inverse_softplus(slopes)])
         else:
             raw = torch.cat([first.unsqueeze(0), first + self.step * slopes.cumsum(0)])
         self.raw = nn.Parameter(raw.expand(*self.units, knots + 1).clone())

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from nablanets.activations import ACTIVATIONS, make_activation
+from nablanets.activations import ACTIVATIONS, ElementwiseActivation, make_activation
 from nablanets.errors import ShapeError, check_points, check_positive_int, unknown_name
 from nablanets.maps import FromPotential, GradNetC
-from nablanets.parameters import softplus
+from nablanets.parameters import inverse_softplus, softplus
 from nablanets.serialization import savable
 
 
@@ -88,7 +88,7 @@ class MLP(nn.Module):
             "outputs": outputs,
             "frequency": frequency,
         }
-        self.activation = make_activation(activation)
+        self.activation = cast(ElementwiseActivation, make_activation(activation))
         widths = [features, *[hidden_features] * num_layers, features if outputs is None else outputs]
         layers = [nn.Linear(a, b) for a, b in itertools.pairwise(widths)]
         with torch.no_grad():
@@ -103,10 +103,41 @@ class MLP(nn.Module):
         return self._config
 
     def forward(self, x: Tensor) -> Tensor:
-        for layer in self.layers[:-1]:
+        *hidden, last = cast(list[nn.Linear], list(self.layers))
+        for layer in hidden:
             x = self.activation(layer(x))
-        result: Tensor = self.layers[-1](x)
+        result: Tensor = last(x)
         return result
+
+
+@savable
+class MLPPotential(MLP):
+    """A scalar MLP with its gradient by hand-written back-propagation, the cheapest form of an autograd potential."""
+
+    def __init__(
+        self,
+        features: int,
+        hidden_features: int,
+        num_layers: int = 2,
+        activation: str = "tanh",
+        frequency: float | None = None,
+    ) -> None:
+        super().__init__(features, hidden_features, num_layers, activation, 1, frequency)
+        del self._config["outputs"]
+        if frequency is not None:
+            with torch.no_grad():  # the gradient is larger than the potential by the frequency
+                cast(nn.Linear, self.layers[-1]).weight.div_(frequency)
+
+    def gradient(self, x: Tensor) -> Tensor:
+        *hidden, last = cast(list[nn.Linear], list(self.layers))
+        slopes = []
+        for layer in hidden:
+            x, slope = self.activation.value_and_derivative(layer(x))
+            slopes.append(slope)
+        gradient = last.weight[0]
+        for layer, slope in zip(reversed(hidden), reversed(slopes), strict=True):
+            gradient = (gradient * slope) @ layer.weight
+        return gradient
 
 
 @savable
@@ -123,7 +154,7 @@ class ICNN(nn.Module):
         widths = [hidden_features] * num_layers + [1]
         self.skip = nn.ModuleList(nn.Linear(features, width) for width in widths)
         # Raw weights start near softplus^-1(1 / h), so that the sum over h units starts as a mean.
-        start = torch.tensor(1 / hidden_features).expm1().log()
+        start = inverse_softplus(1 / hidden_features)
         self.positive = nn.ParameterList(start + 0.1 * torch.randn(width, hidden_features) for width in widths[1:])
 
     def config(self) -> dict[str, Any]:
@@ -136,27 +167,41 @@ class ICNN(nn.Module):
             z = softplus(pre)
         return pre
 
+    def gradient(self, x: Tensor) -> Tensor:
+        first, *skips = cast(list[nn.Linear], list(self.skip))
+        weights = [softplus(raw) for raw in self.positive]
+        pre = [first(x)]
+        for weight, skip in zip(weights, skips, strict=True):
+            pre.append(softplus(pre[-1]) @ weight.mT + skip(x))
+        inner = torch.ones_like(pre[-1])
+        gradient = inner * skips[-1].weight[0]
+        for k in range(len(weights) - 1, -1, -1):
+            inner = (inner @ weights[k]) * torch.sigmoid(pre[k])
+            gradient = gradient + inner @ (first if k == 0 else skips[k - 1]).weight
+        return gradient
+
 
 def mlp_potential(
     features: int, hidden_features: int, num_layers: int = 2, activation: str = "tanh", frequency: float | None = None
 ) -> FromPotential:
-    """The gradient of a scalar MLP, by automatic differentiation (a "Hamiltonian network" in dynamics)."""
-    potential = MLP(features, hidden_features, num_layers, activation, outputs=1, frequency=frequency)
-    return FromPotential(potential, features)
+    """The gradient of a scalar MLP (an "autograd potential"; a "Hamiltonian network" in dynamics)."""
+    return FromPotential(MLPPotential(features, hidden_features, num_layers, activation, frequency), features)
 
 
 def icnn_gradient(features: int, hidden_features: int, num_layers: int = 2) -> FromPotential:
-    """The gradient of an ICNN, by automatic differentiation."""
+    """The gradient of an ICNN."""
     return FromPotential(ICNN(features, hidden_features, num_layers), features, monotone=True)
 
 
-def convex_ridge(features: int, hidden_features: int) -> GradNetC:
+def convex_ridge(features: int, hidden_features: int, *, knots: int = 9, radius: float = 1.0) -> GradNetC:
     """A convex-ridge network W^T s(W x + b) with a learnable increasing spline per unit.
 
     After Goujon et al., "A neural-network-based convex regularizer for inverse problems" (2022), with our spline
-    (once continuously differentiable instead of piecewise linear). It is a one-layer monotone GradNet-C.
+    (once continuously differentiable instead of piecewise linear) over [-radius, radius]. It is a one-layer monotone
+    GradNet-C.
     """
-    return GradNetC(features, hidden_features, num_layers=1, activation="spline", monotone=True, linear=False)
+    spline = ("spline", {"knots": knots, "radius": radius})
+    return GradNetC(features, hidden_features, num_layers=1, activation=spline, monotone=True, linear=False)
 
 
 def count_parameters(module: nn.Module) -> int:

@@ -108,7 +108,7 @@ def override(config: C, changes: Sequence[str]) -> C:
         if key not in known:
             raise unknown_name("setting", key, known)
         values[key] = _parse(key, text, known[key])
-    return replace(config, **values)  # type: ignore[type-var]
+    return replace(config, **values)
 
 
 def _parse(key: str, text: str, current: Any) -> Any:

@@ -70,7 +70,14 @@ class Field2DExperiment(Experiment[Field2DConfig]):
     """Learn a field of the unit square from samples, with the published nets and baselines of their size."""
 
     presets = {  # noqa: RUF012
-        "quick": Field2DConfig(samples=20_000, validation_samples=2000, steps=1500, schedule="cosine", learning_rate=2e-2, baseline_rates=(2e-2,)),
+        "quick": Field2DConfig(
+            samples=20_000,
+            validation_samples=2000,
+            steps=1500,
+            schedule="cosine",
+            learning_rate=2e-2,
+            baseline_rates=(2e-2,),
+        ),
         "paper": Field2DConfig(),
     }
     seeds = {"quick": 2, "paper": 5}  # noqa: RUF012
@@ -124,7 +131,7 @@ class Field2DExperiment(Experiment[Field2DConfig]):
         tried: list[tuple[FitResult, nn.Module]] = []
         for rate in rates:
             net = self._build(arm, config.parameters)
-            if isinstance(net, GradNetC | GradNetM) and arm not in _BASELINES:
+            if isinstance(net, GradNetC | GradNetM):
                 initialise_from_data(net, train[0], seed=seed)
             settings = FitSettings(
                 steps=config.steps, batch_size=config.batch_size, learning_rate=rate, seed=seed
@@ -174,7 +181,8 @@ class Field2DExperiment(Experiment[Field2DConfig]):
     def _fields(self, models: dict[str, nn.Module]) -> Picture:
         x = unit_grid(15)
         figure, axes = panels(1, 1 + len(models))
-        for ax, (title, f) in zip(axes, [("truth", self.field.gradient), *models.items()], strict=True):
+        fields: list[tuple[str, Callable[[Tensor], Tensor]]] = [("truth", self.field.gradient), *models.items()]
+        for ax, (title, f) in zip(axes, fields, strict=True):
             with torch.no_grad():
                 g = f(x).numpy()
             ax.quiver(x[..., 0], x[..., 1], g[..., 0], g[..., 1], np.hypot(g[..., 0], g[..., 1]), cmap="viridis")

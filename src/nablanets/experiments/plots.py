@@ -33,7 +33,9 @@ def learning_curves(run: RunFolder, arms: Sequence[str], caption: str, *, versus
         y = 10 * np.log10(np.minimum.accumulate(np.asarray(errors), axis=1))
         (line,) = axes.plot(x, y.mean(axis=0), label=arm)
         axes.fill_between(x, y.min(axis=0), y.max(axis=0), color=line.get_color(), alpha=0.15, linewidth=0)
-    axes.set(xlabel={"step": "optimisation step", "seconds": "training time [s]"}[versus], ylabel="validation error [dB]")
+    axes.set(
+        xlabel={"step": "optimisation step", "seconds": "training time [s]"}[versus], ylabel="validation error [dB]"
+    )
     axes.legend(fontsize="small")
     axes.grid(alpha=0.3)
     return Picture(f"learning-curves-{versus}", caption, figure)

@@ -78,7 +78,9 @@ def write_report(experiment: Experiment[Any], config: Any, run: RunFolder) -> Pa
 
 def _template() -> jinja2.Template:
     loader = jinja2.PackageLoader("nablanets.experiments", "templates")
-    return jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined).get_template("report.html.j2")
+    return jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined).get_template(
+        "report.html.j2"
+    )
 
 
 def _embed(run: RunFolder, picture: Picture) -> dict[str, str]:

@@ -93,7 +93,9 @@ class RunFolder:
         run = cls(path)
         for name in ("config.json", "results.json"):
             if not (run.path / name).is_file():
-                raise RunFolderError(f"{run.path} is not a run folder: it has no {name}. Make one with `nablanets run`.")
+                raise RunFolderError(
+                    f"{run.path} is not a run folder: it has no {name}. Make one with `nablanets run`."
+                )
         run.description()
         run.results()
         return run
@@ -168,7 +170,9 @@ class RunFolder:
         try:
             content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise RunFolderError(f"{path} cannot be read: {error}. The run folder is damaged; start a new one.") from error
+            raise RunFolderError(
+                f"{path} cannot be read: {error}. The run folder is damaged; start a new one."
+            ) from error
         return content
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +13,19 @@ from nablanets.operators import HessianOperator, SymmetricOperator
 from nablanets.serialization import savable
 
 
+@runtime_checkable
+class HasGradient(Protocol):
+    """A scalar module that has its gradient in closed form."""
+
+    def gradient(self, x: Tensor) -> Tensor: ...
+
+
 @savable
 class FromPotential(GradientMap):
-    """f = grad F for a scalar module F, through torch.func (no autograd graph is needed to evaluate it).
+    """f = grad F for a scalar module F.
+
+    The gradient comes from the module's own ``gradient(x)`` if it has one, else through torch.func, which works
+    everywhere (no_grad, inference_mode, vmap, compile) but under torch.export.
 
     Args:
         module: maps (*, d) to (*) or (*, 1), each sample by itself (so no batch normalisation).
@@ -50,6 +60,8 @@ class FromPotential(GradientMap):
         return value
 
     def _forward(self, x: Tensor) -> Tensor:
+        if isinstance(self.module, HasGradient):
+            return self.module.gradient(x)
         return torch.func.grad(lambda points: self._potential(points).sum())(x)
 
     def _jacobian(self, x: Tensor) -> SymmetricOperator:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from nablanets.activations import ActivationSpec, ElementwiseActivation, make_activation
 from nablanets.errors import IllegalActivationError
-from nablanets.parameters import constrained
+from nablanets.parameters import constrained, inverse_softplus
 from nablanets.quadrature import gauss_legendre
 
 
@@ -118,4 +118,4 @@ def _uniform(num_layers: int, units: int, low: float, high: float, *, nonnegativ
     more on the 2-D fields (docs/log.md).
     """
     values = torch.empty(num_layers, units).uniform_(low, high)
-    return values + torch.log(-torch.expm1(-values)) if nonnegative else values
+    return inverse_softplus(values) if nonnegative else values

@@ -55,9 +55,8 @@ class Terrain:
         """
         generator = np.random.default_rng(seed)
         order = generator.permutation(self.elevation.size)
-        mask = np.zeros(self.elevation.size, dtype=bool)
-        mask[order[: round(fraction * mask.size)]] = True
-        mask = mask.reshape(self.elevation.shape)
+        mask = np.zeros(self.elevation.shape, dtype=bool)
+        mask.ravel()[order[: round(fraction * mask.size)]] = True
         scale = float(np.sqrt(np.mean(self.slopes**2)))
         measured = self.slopes[mask] + noise * scale * generator.standard_normal((int(mask.sum()), 2))
         return torch.from_numpy(self.points[mask]).float(), torch.from_numpy(measured).float(), mask
@@ -71,7 +70,8 @@ def load_terrain(stride: int = 1) -> Terrain:
     >>> load_terrain().elevation.shape
     (344, 403)
     """
-    with matplotlib.cbook.get_sample_data("jacksboro_fault_dem.npz") as data:
+    path = matplotlib.cbook.get_sample_data("jacksboro_fault_dem.npz", asfileobj=False)
+    with np.load(str(path)) as data:
         elevation = np.asarray(data["elevation"], dtype=np.float64)[::-1]
         # The file calls the northern edge ymin.
         latitude = (float(data["ymin"]) + float(data["ymax"])) / 2
