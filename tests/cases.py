@@ -12,6 +12,7 @@ from torch import nn
 from nablanets import GradientMap, GradNetC, GradNetM, Quadratic, from_potential
 from nablanets.activations import ACTIVATIONS, GroupActivation
 from nablanets.baselines import MLP, convex_ridge, icnn_gradient, mlp_potential
+from nablanets.maps import Constant
 
 
 class Case(NamedTuple):
@@ -53,6 +54,7 @@ CASES = [
     Case("quadratic", lambda: Quadratic(D)),
     Case("quadratic-monotone", lambda: Quadratic(D, 2, monotone=True)),
     Case("quadratic-diagonal", lambda: Quadratic(D, 0)),
+    Case("plus-constant", lambda: _softmax_m() + Constant(torch.randn(D))),
     Case("sum", lambda: _monotone_c() + _softmax_m()),
     Case("difference", lambda: _monotone_c() - _softmax_m()),
     Case("scale", lambda: 2.5 * _softmax_m()),

@@ -44,7 +44,7 @@ class TerrainConfig:
         knots: of each of its profiles.
         gradnet_rate, gradnet_decay: its learning rate and L2 penalty.
         mlp_rate, potential_rate: learning rates of the baselines.
-        frequency: of the baselines' first layers.
+        mlp_frequency, potential_frequency: of the baselines' first layers.
         batch_size: samples per step.
         seconds: training time of every network.
     """
@@ -54,13 +54,13 @@ class TerrainConfig:
     noise: float = 0.05
     directions: int = 256
     knots: int = 256
-    gradnet_rate: float = 3e-2
+    gradnet_rate: float = 1e-2
     gradnet_decay: float = 2e-4
-    mlp_rate: float = 2e-3
-    potential_rate: float = 3e-3
-    mlp_frequency: float = 40.0
-    potential_frequency: float = 80.0
-    batch_size: int = 1024
+    mlp_rate: float = 3e-3
+    potential_rate: float = 4e-3
+    mlp_frequency: float = 140.0
+    potential_frequency: float = 140.0
+    batch_size: int = 512
     seconds: float = 20.0
 
 

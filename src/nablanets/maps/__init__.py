@@ -4,9 +4,10 @@ from nablanets.maps.base import GradientMap, Pullback, Scale, Sum
 from nablanets.maps.cascaded import GradNetC
 from nablanets.maps.modular import GradNetM
 from nablanets.maps.potential import FromPotential, from_potential
-from nablanets.maps.quadratic import Quadratic
+from nablanets.maps.quadratic import Constant, Quadratic
 
 __all__ = [
+    "Constant",
     "FromPotential",
     "GradNetC",
     "GradNetM",

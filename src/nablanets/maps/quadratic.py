@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from nablanets.errors import InvalidInputError, check_positive_int
+from nablanets.errors import InvalidInputError, ShapeError, check_positive_int
 from nablanets.maps.base import GradientMap
 from nablanets.operators import GramTerm, StructuredOperator, SymmetricOperator
 from nablanets.parameters import constrained, inverse_softplus
@@ -81,6 +81,36 @@ class Quadratic(GradientMap):
         weights = torch.ones_like(self.factor[:, 0]) if self.weights is None else self.weights
         terms = (GramTerm(self.factor, weights.expand(*x.shape[:-1], self.rank)),)
         return StructuredOperator(self.features, terms, shift, positive_semidefinite=self.monotone)
+
+
+@savable
+class Constant(GradientMap):
+    """f(x) = b, the gradient of b . x; b is a buffer, not trained.
+
+    >>> Constant(torch.tensor([1.0, 2.0]))(torch.zeros(3, 2)).shape
+    torch.Size([3, 2])
+    """
+
+    value: Tensor
+
+    def __init__(self, value: Tensor) -> None:
+        if value.ndim != 1:
+            raise ShapeError(f"Constant: expected a vector of shape (d,), got {tuple(value.shape)}.")
+        super().__init__(value.shape[0], monotone=True)
+        self.register_buffer("value", value.detach().clone())
+
+    def config(self) -> dict[str, Any]:
+        return {"value": self.value}
+
+    def _forward(self, x: Tensor) -> Tensor:
+        return self.value.expand_as(x)
+
+    def _potential(self, x: Tensor) -> Tensor:
+        return x @ self.value
+
+    def _jacobian(self, x: Tensor) -> SymmetricOperator:
+        term = GramTerm(torch.zeros_like(self.value).unsqueeze(0), torch.zeros_like(x[..., :1]))
+        return StructuredOperator(self.features, (term,), positive_semidefinite=True)
 
 
 def make_linear_term(linear: LinearSpec, features: int, *, monotone: bool) -> Quadratic | None:

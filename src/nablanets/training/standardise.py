@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nablanets.maps import GradientMap, Scale
+from nablanets.maps import Constant, GradientMap, Scale, Sum
 
 
-def standardised(net: GradientMap, x: Tensor, g: Tensor, *, isotropic: bool = False) -> Scale:
-    """The map x -> c A g(A x + b) around a net that then sees data of zero mean and unit size.
+def standardised(net: GradientMap, x: Tensor, g: Tensor, *, isotropic: bool = False) -> GradientMap:
+    """The map x -> c A g(A x + b) + m around a net g that then sees data of zero mean and unit size.
 
-    A is diagonal with 1 / standard deviation of each feature, b centres, and c sets the size of the output; separate
-    scalings of input and output would break the symmetry of the Jacobian.
+    A is diagonal with 1 / standard deviation of each feature, b centres, m is the mean gradient and c the size of the
+    rest; separate scalings of input and output would break the symmetry of the Jacobian.
 
     Args:
         net: the map to wrap; it is not copied.
@@ -29,6 +29,8 @@ def standardised(net: GradientMap, x: Tensor, g: Tensor, *, isotropic: bool = Fa
     if isotropic:
         std = std.square().mean().sqrt().expand_as(std)
     std = torch.where(std > 0, std, torch.ones_like(std))
-    size = float((g * std).square().mean().sqrt())
+    mean = g.mean(dim=0)
+    size = float(((g - mean) * std).square().mean().sqrt())
     reference = next(net.parameters(), x)
-    return Scale(net.pullback((1 / std).to(reference), (-x.mean(dim=0) / std).to(reference)), size if size > 0 else 1.0)
+    inner = net.pullback((1 / std).to(reference), (-x.mean(dim=0) / std).to(reference))
+    return Sum([Scale(inner, size if size > 0 else 1.0), Constant(mean.to(reference))])
