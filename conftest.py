@@ -1,3 +1,5 @@
+"""Settings of all tests and doctests: one thread, fixed seeds."""
+
 import os
 
 import pytest

@@ -151,11 +151,11 @@ def test_standardising_is_a_pullback_that_makes_awkward_units_learnable():
     x = x * torch.tensor([1e3, 1e-2]) + torch.tensor([5e4, 3.0])
     H = torch.tensor([[2e-6, 1e-2], [1e-2, 4e4]])
     g = x @ H
-    net = standardised(GradNetC(2, 16, monotone=False), x, g)
+    net = standardised(Quadratic(2), x, g)
     fit(net, x, g, steps=1500, learning_rate=1e-2, progress=False)
     scale = x.std(0)
     relative = ((net(x) - g) * scale).square().sum() / ((g - g.mean(0)) * scale).square().sum()
-    assert 10 * torch.log10(relative) < -25
+    assert 10 * torch.log10(relative) < -40
     J = net.double().jacobian(x[:4].double()).dense()
     assert_close(J, J.mT)
 

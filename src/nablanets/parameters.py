@@ -33,6 +33,18 @@ def inverse_softplus(value: float | Tensor) -> float | Tensor:
     return value + math.log(-math.expm1(-value))
 
 
+def units_last(weight: Tensor) -> Tensor:
+    """The same weights (*units, features), laid out in memory with the units as the fast axis.
+
+    The products that make the weights' gradients then run along the units, which are many, instead of the features,
+    which may be two: a training step of GradNet-M takes half the time at d = 2 to 8 and the same in high dimension.
+
+    >>> units_last(torch.zeros(4, 7, 2)).stride()
+    (7, 1, 28)
+    """
+    return weight.movedim(-1, 0).contiguous().movedim(0, -1)
+
+
 def constrained(raw: Tensor, *, nonnegative: bool) -> Tensor:
     """softplus(raw) where the sign is constrained, else raw itself."""
     return softplus(raw) if nonnegative else raw

@@ -132,4 +132,4 @@ def select_columns(table: pd.DataFrame, names: str | None, prefix: str, source: 
             f"{source}: {int(bad.sum())} rows have empty, NaN or infinite values in {', '.join(columns)}, the first is "
             f"data row {int(bad.argmax()) + 1}. Remove or fill them first."
         )
-    return torch.from_numpy(values)
+    return torch.from_numpy(np.ascontiguousarray(values))

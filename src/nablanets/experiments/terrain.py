@@ -95,7 +95,7 @@ class TerrainExperiment(Experiment[TerrainConfig]):
     summary = "Reconstruct real elevations from slopes measured at a fifth of the cells."
     presets = {  # noqa: RUF012
         "quick": TerrainConfig(seconds=9.0),
-        "paper": TerrainConfig(seconds=30.0),
+        "paper": TerrainConfig(seconds=20.0),
     }
     seeds = {"quick": 2, "paper": 5}  # noqa: RUF012
     columns = (

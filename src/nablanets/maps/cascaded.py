@@ -13,6 +13,7 @@ from nablanets.maps.base import GradientMap
 from nablanets.maps.quadratic import LinearSpec, make_linear_term
 from nablanets.maps.ridge import RidgeCascade
 from nablanets.operators import GramTerm, StructuredOperator, SymmetricOperator
+from nablanets.parameters import units_last
 from nablanets.serialization import savable
 
 
@@ -73,7 +74,7 @@ class GradNetC(GradientMap):
             check_positive_int(value, owner="GradNetC", name=name)
         super().__init__(features, monotone=monotone)
         bound = features**-0.5
-        self.weight = nn.Parameter(torch.empty(hidden_features, features).uniform_(-bound, bound))
+        self.weight = nn.Parameter(units_last(torch.empty(hidden_features, features).uniform_(-bound, bound)))
         self.ridge = RidgeCascade(hidden_features, num_layers, activation, monotone=monotone, spread=bound)
         self.bias = nn.Parameter(torch.zeros(features))
         self.linear = make_linear_term(linear, features, monotone=monotone)

@@ -18,7 +18,7 @@ from nablanets.errors import check_positive_int
 from nablanets.maps.base import GradientMap
 from nablanets.maps.quadratic import LinearSpec, make_linear_term
 from nablanets.operators import GramTerm, StructuredOperator, SymmetricOperator
-from nablanets.parameters import constrained, inverse_softplus, softplus
+from nablanets.parameters import constrained, inverse_softplus, softplus, units_last
 from nablanets.serialization import savable
 
 
@@ -77,7 +77,8 @@ class GradNetM(GradientMap):
         units = make_activation(activation, (num_modules, hidden_features), monotone=monotone)
         self.units = cast("ElementwiseActivation | GroupActivation", units)
         bound = features**-0.5
-        self.weight = nn.Parameter(torch.empty(num_modules, hidden_features, features).uniform_(-bound, bound))
+        weight = torch.empty(num_modules, hidden_features, features).uniform_(-bound, bound)
+        self.weight = nn.Parameter(units_last(weight))
         self.hidden_bias = nn.Parameter(torch.empty(num_modules, hidden_features).uniform_(-bound, bound))
         self.scale_raw = nn.Parameter(_initial_scale(num_modules, monotone))
         self.sharpness_raw = nn.Parameter(torch.full((num_modules,), inverse_softplus(2.0)))
