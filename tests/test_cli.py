@@ -42,7 +42,18 @@ def samples(tmp_path):
     return path
 
 
-TINY = ["--set", "samples=400", "--set", "validation_samples=100", "--set", "steps=15", "--set", "test_side=10"]
+TINY = [
+    "--set",
+    "samples=400",
+    "--set",
+    "validation_samples=100",
+    "--set",
+    "steps=15",
+    "--set",
+    "test_side=10",
+    "--set",
+    "starts=1",
+]
 
 
 def test_list_and_show(capsys):

@@ -109,7 +109,9 @@ def test_fields_are_gradients_of_their_potentials(field):
 
 
 def _small(experiment):
-    return replace(experiment.preset("quick"), samples=500, validation_samples=100, steps=20, test_side=10)
+    return replace(
+        experiment.preset("quick"), samples=500, validation_samples=100, steps=20, starts=2, start_steps=5, test_side=10
+    )
 
 
 def test_an_interrupted_run_is_continued_and_nothing_is_computed_twice(tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ _MODULE_SPREAD = 1.35
 
 
 @torch.no_grad()
-def initialise_from_data(net: GradientMap, x: Tensor, *, seed: int = 0) -> None:
+def initialise_from_data(net: GradientMap, x: Tensor) -> None:
     """Put the bends of a fresh network where the data are.
 
     GradNet-C: each unit's offset in each layer makes W x + b zero at a random point of the data. GradNet-M: the common
@@ -22,8 +22,7 @@ def initialise_from_data(net: GradientMap, x: Tensor, *, seed: int = 0) -> None:
 
     Args:
         net: a fresh network, changed in place.
-        x: points, (n, d).
-        seed: of the choice of points.
+        x: points, (n, d); which of them are taken is drawn from torch's random state.
 
     >>> net, x = GradNetC(2, 5, num_layers=1), torch.rand(100, 2) + 50
     >>> initialise_from_data(net, x)
@@ -32,8 +31,7 @@ def initialise_from_data(net: GradientMap, x: Tensor, *, seed: int = 0) -> None:
     True
     """
     if isinstance(net, GradNetC):
-        generator = torch.Generator().manual_seed(seed)
-        rows = torch.randint(len(x), net.ridge.bias.shape, generator=generator).to(x.device)
+        rows = torch.randint(len(x), net.ridge.bias.shape, device=x.device)
         net.ridge.bias.copy_(-(x.to(net.weight)[rows] * net.weight).sum(dim=-1))
     elif isinstance(net, GradNetM):
         spread = (x.to(net.weight) @ net.weight.flatten(0, 1).mT).std(dim=0).square().mean().sqrt()
