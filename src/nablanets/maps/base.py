@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from nablanets import serialization
 from nablanets.errors import InvalidInputError, ShapeError, check_points
-from nablanets.operators import SymmetricOperator
+from nablanets.newton import solve_monotone
+from nablanets.operators import StructuredOperator, SymmetricOperator
 from nablanets.serialization import savable
 
 
@@ -73,6 +75,88 @@ class GradientMap(nn.Module, ABC):
         """Signed estimate of the quadrature error in ``potential(x)``; zero for potentials in closed form."""
         return x.new_zeros(x.shape[:-1])
 
+    def along(self, x: Tensor, p: Tensor) -> Callable[[Tensor], Tensor]:
+        """The function t -> <f(x + t p), p> of t (*batch), increasing for monotone f."""
+        return lambda t: (self(x + t.unsqueeze(-1) * p) * p).sum(dim=-1)
+
+    def curvature_envelope(self) -> tuple[Tensor, Tensor]:
+        """Symmetric matrices L, U of shape (d, d) with L <= J(x) <= U for every x, as quadratic forms.
+
+        Entries are not finite where no bound is known.
+        """
+        unknown = torch.full((self.features, self.features), torch.inf).to(next(self.parameters()))
+        return (torch.zeros_like(unknown) if self.monotone else -unknown), unknown
+
+    def curvature_bounds(self) -> tuple[Tensor, Tensor]:
+        """Certified bounds of all eigenvalues of J(x), for every x: the largest known lower, the least known upper.
+
+        f is strongly monotone if the lower bound is positive; max(|lower|, |upper|) is a Lipschitz constant.
+
+        >>> from nablanets import GradNetC
+        >>> net = GradNetC(3, 8, monotone=True)
+        >>> lower, upper = net.curvature_bounds()
+        >>> eigenvalues = net.jacobian(torch.randn(100, 3)).eigvalsh()
+        >>> bool(0 < lower <= eigenvalues.min()) and bool(eigenvalues.max() <= upper)
+        True
+        """
+        lower, upper = self.curvature_envelope()
+        least = torch.linalg.eigvalsh(lower)[0] if bool(torch.isfinite(lower).all()) else lower.new_tensor(-torch.inf)
+        most = torch.linalg.eigvalsh(upper)[-1] if bool(torch.isfinite(upper).all()) else upper.new_tensor(torch.inf)
+        return (least.clamp(min=0) if self.monotone else least), most
+
+    def inverse(self, y: Float[Tensor, "*batch d"], *, tolerance: float | None = None) -> Float[Tensor, "*batch d"]:
+        """The x with f(x) = y, for strongly monotone f; differentiable in y and the parameters, also twice.
+
+        Raises:
+            InvalidInputError: the map is not monotone by construction.
+            SingularJacobianError: it is monotone, but not strongly.
+            ConvergenceError: the iteration failed; ``newton.solve_monotone`` returns what it reached.
+
+        >>> from nablanets import GradNetC
+        >>> net, x = GradNetC(3, 8, monotone=True).double(), torch.randn(5, 3, dtype=torch.double)
+        >>> torch.allclose(net.inverse(net(x)), x)
+        True
+        """
+        check_points(y, self.features, owner=type(self).__name__, name="y")
+        if not self.monotone:
+            raise InvalidInputError(
+                f"{type(self).__name__}.inverse: the map is not monotone by construction, so f(x) = y may have no or "
+                "many solutions. Build it with monotone=True; or use prox(y, step) with a small step."
+            )
+        return self._solve(y, tolerance)
+
+    def _solve(self, y: Tensor, tolerance: float | None) -> Tensor:
+        x = solve_monotone(self, y, tolerance=tolerance).require()
+        if torch.is_grad_enabled() and (y.requires_grad or any(p.requires_grad for p in self.parameters())):
+            # Each differentiable Newton step at the solution doubles the order of derivatives that are exact.
+            for _ in range(2):
+                x = x - self._jacobian(x).solve(self._forward(x) - y)
+        return x
+
+    def conjugate(self, y: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch"]:
+        """The convex conjugate F*(y) = max_x x.y - F(x); its gradient is ``inverse(y)``, its Hessian J(x)^{-1}."""
+        x = self.inverse(y)
+        return (x * y).sum(dim=-1) - self.potential(x)
+
+    def prox(self, y: Float[Tensor, "*batch d"], step: float = 1.0) -> Float[Tensor, "*batch d"]:
+        """The proximal point argmin_x F(x) + |x - y|^2 / (2 step), the resolvent (I + step f)^{-1}(y).
+
+        Defined for monotone f and any step > 0, and for others if step * curvature > -1 by ``curvature_bounds``.
+
+        Raises:
+            InvalidInputError: the step is not positive, or too large for the map's negative curvature.
+        """
+        check_points(y, self.features, owner=type(self).__name__, name="y")
+        if not step > 0:
+            raise InvalidInputError(f"prox: expected step > 0, got {step}.")
+        lower = 0.0 if self.monotone else float(self.curvature_bounds()[0])
+        if step * lower <= -1:
+            raise InvalidInputError(
+                f"prox: with curvature down to {lower:.3g} the proximal point is unique for steps below "
+                f"{-1 / lower:.3g} only, got {step}. Choose a smaller step, or a monotone map."
+            )
+        return Sum([IdentityMap(self.features), Scale(self, step)])._solve(y, None)
+
     def save(self, path: str | Path) -> None:
         """Write architecture and weights to a safetensors file; :func:`nablanets.load` reads it back."""
         serialization.save(self, path)
@@ -94,6 +178,29 @@ class GradientMap(nn.Module, ABC):
 
     def __sub__(self, other: GradientMap) -> GradientMap:
         return Sum([self, Scale(other, -1.0)]) if isinstance(other, GradientMap) else NotImplemented
+
+
+@savable
+class IdentityMap(GradientMap):
+    """f(x) = x, the gradient of |x|^2 / 2."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__(features, monotone=True)
+
+    def config(self) -> dict[str, Any]:
+        return {"features": self.features}
+
+    def _forward(self, x: Tensor) -> Tensor:
+        return x.clone()
+
+    def _potential(self, x: Tensor) -> Tensor:
+        return x.square().sum(dim=-1) / 2
+
+    def _jacobian(self, x: Tensor) -> SymmetricOperator:
+        return StructuredOperator(self.features, (), torch.ones_like(x), positive_semidefinite=True)
+
+    def curvature_envelope(self) -> tuple[Tensor, Tensor]:
+        return torch.eye(self.features), torch.eye(self.features)
 
 
 @savable
@@ -127,6 +234,18 @@ class Sum(GradientMap):
     def _potential(self, x: Tensor) -> Tensor:
         first, *rest = (part.potential(x) for part in self._each())
         return sum(rest, first)
+
+    def along(self, x: Tensor, p: Tensor) -> Callable[[Tensor], Tensor]:
+        parts = [part.along(x, p) for part in self._each()]
+        return lambda t: sum((part(t) for part in parts), torch.zeros_like(t))
+
+    def curvature_envelope(self) -> tuple[Tensor, Tensor]:
+        parts = [part.curvature_envelope() for part in self._each()]
+        reference = max((lower for lower, _ in parts), key=lambda matrix: matrix.dtype.itemsize)
+        lower, upper = torch.zeros_like(reference), torch.zeros_like(reference)
+        for low, high in parts:
+            lower, upper = lower + low.to(reference), upper + high.to(reference)
+        return lower, upper
 
     def quadrature_gap(self, x: Tensor) -> Tensor:
         first, *rest = (part.quadrature_gap(x) for part in self._each())
@@ -164,6 +283,14 @@ class Scale(GradientMap):
 
     def _potential(self, x: Tensor) -> Tensor:
         return self.factor * self.inner.potential(x)
+
+    def along(self, x: Tensor, p: Tensor) -> Callable[[Tensor], Tensor]:
+        inner = self.inner.along(x, p)
+        return lambda t: self.factor * inner(t)
+
+    def curvature_envelope(self) -> tuple[Tensor, Tensor]:
+        lower, upper = (self.factor * bound for bound in self.inner.curvature_envelope())
+        return (lower, upper) if self.factor >= 0 else (upper, lower)
 
     def quadrature_gap(self, x: Tensor) -> Tensor:
         return self.factor * self.inner.quadrature_gap(x)
@@ -216,6 +343,14 @@ class Pullback(GradientMap):
 
     def _potential(self, x: Tensor) -> Tensor:
         return self.inner.potential(self._map(x))
+
+    def along(self, x: Tensor, p: Tensor) -> Callable[[Tensor], Tensor]:
+        return self.inner.along(self._map(x), self._map(p) - self.offset)
+
+    def curvature_envelope(self) -> tuple[Tensor, Tensor]:
+        a = torch.diag(self.matrix) if self.matrix.ndim == 1 else self.matrix
+        lower, upper = (a.mT @ bound @ a for bound in self.inner.curvature_envelope())
+        return lower, upper
 
     def quadrature_gap(self, x: Tensor) -> Tensor:
         return self.inner.quadrature_gap(self._map(x))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -97,6 +98,25 @@ class GradNetC(GradientMap):
     def _potential(self, x: Tensor) -> Tensor:
         value = self.ridge.antiderivative(x @ self.weight.mT).sum(dim=-1) + x @ self.bias
         return value if self.linear is None else value + self.linear.potential(x)
+
+    def along(self, x: Tensor, p: Tensor) -> Callable[[Tensor], Tensor]:
+        """With W x and W p computed once, each t costs O(L h)."""
+        u, v, constant = x @ self.weight.mT, p @ self.weight.mT, p @ self.bias
+        linear = None if self.linear is None else self.linear.along(x, p)
+
+        def slope(t: Tensor) -> Tensor:
+            value = (self.ridge(u + t.unsqueeze(-1) * v) * v).sum(dim=-1) + constant
+            return value if linear is None else value + linear(t)
+
+        return slope
+
+    def curvature_envelope(self) -> tuple[Tensor, Tensor]:
+        """W^T diag(bounds of phi') W + A."""
+        lower, upper = (self.weight.mT @ (b.unsqueeze(-1) * self.weight) for b in self.ridge.derivative_interval())
+        if self.linear is None:
+            return lower, upper
+        matrix = self.linear.curvature_envelope()[0]
+        return lower + matrix, upper + matrix
 
     def quadrature_gap(self, x: Tensor) -> Tensor:
         return self.ridge.quadrature_gap(x @ self.weight.mT).sum(dim=-1)

@@ -119,6 +119,20 @@ class GradNetM(GradientMap):
         value = (self._scale() / self._sharpness() * psi).sum(dim=-1) + x @ self.bias
         return value if self.linear is None else value + self.linear.potential(x)
 
+    def curvature_envelope(self) -> tuple[Tensor, Tensor]:
+        """Per module: W^T diag(a t s' bounds) W elementwise, a t times slope bounds of W^T W in a group."""
+        gain = (self._scale() * self._sharpness()).unsqueeze(-1)
+        bounds = torch.stack([gain * b.to(gain) for b in self.units.slope_interval()])
+        low, high = torch.nan_to_num(bounds, nan=0.0, posinf=torch.inf, neginf=-torch.inf).sort(dim=0).values
+        lower, upper = (
+            torch.einsum("mhi,mh,mhj->ij", self.weight, b.expand(*self.weight.shape[:2]), self.weight)
+            for b in (low, high)
+        )
+        if self.linear is None:
+            return lower, upper
+        matrix = self.linear.curvature_envelope()[0]
+        return lower + matrix, upper + matrix
+
     def _jacobian(self, x: Tensor) -> SymmetricOperator:
         z = self._hidden(x)
         gain = (self._scale() * self._sharpness()).unsqueeze(-1)

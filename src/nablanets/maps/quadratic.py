@@ -74,6 +74,10 @@ class Quadratic(GradientMap):
         value = (self._linear(x) * x).sum(dim=-1) / 2
         return value if self.bias is None else value + x @ self.bias
 
+    def curvature_envelope(self) -> tuple[Tensor, Tensor]:
+        matrix = self._jacobian(self.diagonal_raw).dense()
+        return matrix, matrix
+
     def _jacobian(self, x: Tensor) -> SymmetricOperator:
         shift = self._diagonal().expand_as(x)
         if self.factor is None:
@@ -107,6 +111,10 @@ class Constant(GradientMap):
 
     def _potential(self, x: Tensor) -> Tensor:
         return x @ self.value
+
+    def curvature_envelope(self) -> tuple[Tensor, Tensor]:
+        zero = torch.zeros_like(torch.diag(self.value))
+        return zero, zero
 
     def _jacobian(self, x: Tensor) -> SymmetricOperator:
         term = GramTerm(torch.zeros_like(self.value).unsqueeze(0), torch.zeros_like(x[..., :1]))

@@ -66,6 +66,19 @@ class RidgeCascade(nn.Module):
             value, slope = alpha[layer] * value, alpha[layer] * derivative * (beta[layer] + slope)
         return slope
 
+    def derivative_interval(self) -> tuple[Tensor, Tensor]:
+        """Bounds of phi'(u) per unit, for every u, by interval arithmetic on the recursion."""
+        alpha, beta = self._scales()
+        low = high = torch.zeros_like(beta[0])
+        for layer, s in enumerate(cast(Iterable[ElementwiseActivation], self.activations)):
+            inner = torch.stack([beta[layer] + low, beta[layer] + high])
+            slopes = torch.stack([alpha[layer] * bound.to(alpha) for bound in s.slope_interval()])
+            products = torch.nan_to_num(
+                inner.unsqueeze(0) * slopes.unsqueeze(1), nan=0.0, posinf=torch.inf, neginf=-torch.inf
+            )
+            low, high = products.amin(dim=(0, 1)), products.amax(dim=(0, 1))
+        return low, high
+
     def antiderivative(self, u: Tensor) -> Tensor:
         """Phi(u), zero at u = 0: exact if s is piecewise linear, else by Gauss-Legendre quadrature."""
         if self._kinks:

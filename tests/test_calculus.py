@@ -1,0 +1,167 @@
+"""Inverse, conjugate, proximal point and certified curvature bounds."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from scipy.optimize import minimize
+from torch.testing import assert_close
+
+from nablanets import GradNetC, GradNetM, Quadratic, fit
+from nablanets.baselines import icnn_gradient
+from nablanets.errors import ConvergenceError, InvalidInputError, SingularJacobianError
+from nablanets.maps import Sum
+from nablanets.newton import solve_monotone
+from tests.cases import CASES, D
+
+DTYPE = torch.float64
+
+
+def _random_map(seed: int) -> GradNetC | GradNetM:
+    torch.manual_seed(seed)
+    d = [1, 2, 3, 8, 32, 64][seed % 6]
+    activation = ["wtanh", "softplus", "spline", "relu", "squareplus"][seed % 5]
+    if seed % 2:
+        net = GradNetC(d, 5 + seed % 11, 1 + seed % 4, activation=activation, monotone=True)
+    else:
+        net = GradNetM(d, 5, 2, activation=["wsoftmax", "pnorm", "radial", activation][seed % 4], monotone=True)
+    with torch.no_grad():
+        for p in net.parameters():
+            p.mul_(1 + seed % 3).add_(0.3 * torch.randn_like(p))
+    return net.double()
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_inverse_round_trips(seed):
+    net = _random_map(seed)
+    x = 2 * torch.randn(4, net.features, dtype=DTYPE)
+    with torch.no_grad():
+        assert float((net.inverse(net(x)) - x).abs().max()) < 1e-9
+
+
+def test_inverse_where_undamped_newton_diverges():
+    """A steep step on a faint slope: the tangent at the plateau points far away, and Newton alone jumps back and forth."""
+    net = Quadratic(1, 0, monotone=True) + 5 * GradNetC(1, 1, 1, activation="tanh", monotone=True, linear=False)
+    net = net.double()
+    with torch.no_grad():
+        net.parts[0].diagonal_raw.fill_(-4.0)
+        net.parts[1].inner.weight.fill_(10.0)
+        net.parts[1].inner.ridge.bias.fill_(5.0)
+        y = torch.tensor([[-3.0]], dtype=DTYPE)
+        x = torch.zeros_like(y)
+        for _ in range(50):
+            x = x - net.jacobian(x).solve(net(x) - y)
+        assert not float((net(x) - y).abs()) < 1e-3  # undamped Newton is lost
+        solution = solve_monotone(net, y)
+        assert float((net(solution.value) - y).abs()) < 1e-12
+        assert int(solution.iterations) < 60
+
+
+def test_inverse_and_conjugate_have_exact_derivatives():
+    net = GradNetC(2, 4, 2, monotone=True, activation="softplus").double()
+    y = torch.randn(2, 2, dtype=DTYPE, requires_grad=True)
+    assert torch.autograd.gradcheck(net.inverse, (y,), fast_mode=True)
+    assert torch.autograd.gradgradcheck(net.inverse, (y,), fast_mode=True)
+    weight = net.weight.detach().clone().requires_grad_()
+
+    class Inverse(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = net
+
+        def forward(self, y):
+            return self.net.inverse(y)
+
+    def in_weight(w):
+        return torch.func.functional_call(Inverse(), {"net.weight": w}, (y.detach(),))
+
+    assert torch.autograd.gradcheck(in_weight, (weight,), fast_mode=True)
+    (gradient,) = torch.autograd.grad(net.conjugate(y).sum(), y)
+    assert_close(gradient, net.inverse(y).detach(), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_fenchel_young(seed):
+    net = _random_map(seed)
+    x, other = torch.randn(2, 6, net.features, dtype=DTYPE)
+    with torch.no_grad():
+        y = net(x)
+        equality = net.potential(x) + net.conjugate(y) - (x * y).sum(-1)
+        inequality = net.potential(other) + net.conjugate(y) - (other * y).sum(-1)
+    size = 1 + (x * y).sum(-1).abs()
+    quadrature = net.quadrature_gap(x).abs() + net.quadrature_gap(other).abs()
+    assert float((equality.abs() / size).max()) < 1e-9
+    assert bool((inequality >= -1e-9 * size - quadrature).all())
+
+
+def test_prox_agrees_with_a_general_solver():
+    for net in (GradNetC(3, 8, activation="wtanh", monotone=True).double(), GradNetM(3, 4, linear=False).double()):
+        y = torch.randn(3, dtype=DTYPE)
+        step = 0.7 if net.monotone else 0.5 / float(-net.curvature_bounds()[0])
+
+        def objective(x, net=net, y=y, step=step):
+            x = torch.from_numpy(x)
+            return float((net.potential(x) + (x - y).square().sum() / (2 * step)).detach())
+
+        reference = minimize(objective, y.numpy(), method="BFGS", options={"gtol": 1e-9})
+        assert_close(net.prox(y, step).detach(), torch.from_numpy(reference.x), rtol=1e-5, atol=1e-5)
+
+
+def test_prox_is_firmly_nonexpansive_and_refuses_steps_without_a_unique_point():
+    net = GradNetM(3, 5, monotone=True, linear=False).double()
+    a, b = torch.randn(2, 20, 3, dtype=DTYPE)
+    with torch.no_grad():
+        p, q = net.prox(a, 2.0), net.prox(b, 2.0)
+    assert bool((((p - q) * (a - b)).sum(-1) >= (p - q).square().sum(-1) - 1e-10).all())
+    rough = GradNetC(3, 5).double()
+    with pytest.raises(InvalidInputError, match="steps below"):
+        rough.prox(a, 1e6)
+    with pytest.raises(InvalidInputError, match="step > 0"):
+        net.prox(a, -1.0)
+
+
+def test_what_has_no_inverse_says_so():
+    y = torch.ones(1, 3, dtype=DTYPE)
+    with pytest.raises(InvalidInputError, match=r"not monotone by construction.*monotone=True"):
+        GradNetC(3, 5).double().inverse(y)
+    with pytest.raises(SingularJacobianError, match="rank at most 2"):
+        GradNetC(3, 2, monotone=True, linear=False).double().inverse(y)
+    net = GradNetC(3, 5, monotone=True).double()
+    with pytest.raises(ConvergenceError, match="did not converge"):
+        solve_monotone(net, 100 * y, max_steps=0).require()
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_curvature_bounds_hold(case):
+    net = case.build().double()
+    for spread in (0.3, 3.0, 30.0):
+        with torch.no_grad():
+            eigenvalues = net.jacobian(spread * torch.randn(200, D, dtype=DTYPE)).eigvalsh()
+            lower, upper = net.curvature_bounds()
+        size = float(eigenvalues.abs().max())
+        assert float(lower) <= float(eigenvalues.min()) + 1e-10 * size
+        assert float(upper) >= float(eigenvalues.max()) - 1e-10 * size
+        assert not net.monotone or float(lower) >= 0
+
+
+def test_curvature_bounds_are_attained_where_they_can_be():
+    quadratic = Quadratic(4).double()
+    eigenvalues = quadratic.jacobian(torch.zeros(4, dtype=DTYPE)).eigvalsh()
+    assert_close(torch.stack(quadratic.curvature_bounds()), eigenvalues[[0, -1]])
+    one = GradNetC(1, 1, 1, activation="tanh", monotone=True, linear=False).double()
+    x = torch.linspace(-50, 50, 20001, dtype=DTYPE).unsqueeze(1)
+    assert float(one.laplacian(x).max()) == pytest.approx(float(one.curvature_bounds()[1]), rel=1e-2)
+    assert torch.isinf(icnn_gradient(2, 3).curvature_bounds()[1])
+    negative = (-1.0 * Sum([quadratic])).curvature_bounds()
+    assert_close(torch.stack(negative), -eigenvalues[[-1, 0]])
+
+
+def test_bounds_hold_throughout_training():
+    x = torch.rand(500, 2)
+    net = GradNetC(2, 12, 3, activation="tanh", monotone=True)
+    fit(net, x, 5 * x**3, steps=200, learning_rate=5e-2, progress=False)
+    net = net.double()
+    eigenvalues = net.jacobian(4 * torch.randn(500, 2, dtype=DTYPE)).eigvalsh()
+    lower, upper = net.curvature_bounds()
+    assert 0 < float(lower) <= float(eigenvalues.min())
+    assert float(eigenvalues.max()) <= float(upper) < float("inf")
