@@ -12,6 +12,7 @@ from nablanets.baselines import icnn_gradient
 from nablanets.errors import ConvergenceError, InvalidInputError, SingularJacobianError
 from nablanets.maps import Sum
 from nablanets.newton import solve_monotone
+from nablanets.parameters import inverse_softplus
 from tests.cases import CASES, D
 
 DTYPE = torch.float64
@@ -47,6 +48,8 @@ def test_inverse_where_undamped_newton_diverges():
         net.parts[0].diagonal_raw.fill_(-4.0)
         net.parts[1].inner.weight.fill_(10.0)
         net.parts[1].inner.ridge.bias.fill_(5.0)
+        for raw in (net.parts[1].inner.ridge.alpha_raw, net.parts[1].inner.ridge.beta_raw):
+            raw.fill_(inverse_softplus(1.0))
         y = torch.tensor([[-3.0]], dtype=DTYPE)
         x = torch.zeros_like(y)
         for _ in range(50):
