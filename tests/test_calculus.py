@@ -7,7 +7,7 @@ import torch
 from scipy.optimize import minimize
 from torch.testing import assert_close
 
-from nablanets import GradNetC, GradNetM, Quadratic, fit
+from nablanets import GradNetC, GradNetM, Quadratic, constrain, fit
 from nablanets.baselines import icnn_gradient
 from nablanets.errors import ConvergenceError, InvalidInputError, SingularJacobianError
 from nablanets.maps import Sum
@@ -157,6 +157,38 @@ def test_curvature_bounds_are_attained_where_they_can_be():
     assert torch.isinf(icnn_gradient(2, 3).curvature_bounds()[1])
     negative = (-1.0 * Sum([quadratic])).curvature_bounds()
     assert_close(torch.stack(negative), -eigenvalues[[-1, 0]])
+
+
+@pytest.mark.parametrize(
+    "build", [lambda: GradNetC(3, 12, 3), lambda: GradNetM(3, 8, 3), lambda: GradNetC(3, 12, 2, activation="sine")]
+)
+@pytest.mark.parametrize(("lower", "upper"), [(0.0, 1.0), (0.5, 3.0), (-0.2, 0.1)])
+def test_constrained_maps_keep_their_bounds_through_a_thousand_large_steps(build, lower, upper):
+    net = constrain(build(), lower=lower, upper=upper)
+    x = torch.randn(64, 3)
+    optimizer = torch.optim.SGD(net.parameters(), 0.3)
+    for step in range(1000):
+        optimizer.zero_grad()
+        (net(x) - 10 * torch.sin(3 * x)).square().mean().backward()
+        torch.nn.utils.clip_grad_norm_(net.parameters(), 10.0)
+        optimizer.step()
+        if step % 50 == 49:
+            with torch.no_grad():
+                eigenvalues = net.jacobian(3 * torch.randn(64, 3)).eigvalsh()
+            slack = 1e-4 * max(abs(lower), abs(upper))
+            assert lower - slack <= float(eigenvalues.min())
+            assert float(eigenvalues.max()) <= upper + slack
+    assert net.monotone == (lower >= 0)
+
+
+def test_dials_do_nothing_where_nothing_is_needed_and_refuse_what_they_cannot_hold():
+    net = GradNetC(3, 5, activation="tanh", monotone=True)
+    x = torch.randn(5, 3)
+    assert_close(constrain(net, lower=-1.0, upper=1e4)(x), net(x))
+    with pytest.raises(InvalidInputError, match="lower < upper"):
+        constrain(net, lower=1.0, upper=1.0)
+    with pytest.raises(InvalidInputError, match="nothing finite is known"):
+        constrain(icnn_gradient(3, 4), lower=0.0, upper=1.0)
 
 
 def test_bounds_hold_throughout_training():

@@ -53,6 +53,7 @@ def test_certificate(build):
     text = str(certificate)
     assert "passed" in text
     assert "smallest eigenvalue" in text
+    assert "within certified" in text
 
 
 def test_certificate_fails_for_a_map_that_is_not_what_it_says():
@@ -61,6 +62,13 @@ def test_certificate_fails_for_a_map_that_is_not_what_it_says():
     certificate = verify.certificate(net)
     assert not certificate.passed
     assert "FAIL" in str(certificate)
+
+
+def test_a_wrong_curvature_bound_is_found():
+    net = GradNetC(3, 8, monotone=True).double()
+    net.curvature_envelope = lambda: (0 * torch.eye(3, dtype=torch.float64), 1e-3 * torch.eye(3, dtype=torch.float64))
+    assert verify.curvature_violation(net, torch.randn(9, 3, dtype=torch.float64)) > 0.1
+    assert not verify.certificate(net).passed
 
 
 def test_certificate_refuses_bad_input():

@@ -4,6 +4,7 @@ from nablanets import baselines, verify
 from nablanets.activations import ElementwiseActivation, GroupActivation, GroupDerivative, register_activation
 from nablanets.errors import NablaError
 from nablanets.maps import (
+    Constrained,
     FromPotential,
     GradientMap,
     GradNetC,
@@ -12,6 +13,7 @@ from nablanets.maps import (
     Quadratic,
     Scale,
     Sum,
+    constrain,
     from_potential,
 )
 from nablanets.operators import SymmetricOperator
@@ -21,6 +23,7 @@ from nablanets.training import FitResult, FitSettings, fit
 __version__ = "0.1.0"
 
 __all__ = [
+    "Constrained",
     "ElementwiseActivation",
     "FitResult",
     "FitSettings",
@@ -37,6 +40,7 @@ __all__ = [
     "Sum",
     "SymmetricOperator",
     "baselines",
+    "constrain",
     "fit",
     "from_potential",
     "load",

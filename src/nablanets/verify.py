@@ -115,6 +115,14 @@ def smallest_eigenvalue(net: GradientMap, x: Tensor) -> float:
     return float(eigenvalues.min() / _positive(eigenvalues.abs().max()))
 
 
+def curvature_violation(net: GradientMap, x: Tensor) -> float:
+    """How far eigenvalues of the Jacobian at the points lie outside ``net.curvature_bounds()``, over the largest."""
+    eigenvalues = net.jacobian(x).eigvalsh()
+    lower, upper = net.curvature_bounds()
+    outside = torch.maximum(lower - eigenvalues.min(), eigenvalues.max() - upper).clamp(min=0)
+    return float(outside / _positive(eigenvalues.abs().max()))
+
+
 def monotonicity_gap(f: Field, x: Tensor) -> float:
     """min of <f(a) - f(b), a - b> / (|f(a) - f(b)| |a - b|) over pairs of points; below zero for non-monotone f."""
     values = f(x)
@@ -260,9 +268,17 @@ def certificate(net: GradientMap, x: Tensor | None = None, *, points: int = 64, 
             Check("potential: max |grad F - f| / max |f|", potential_gradient_error(net, x), potential),
             Check("structured Jacobian against autodiff", jacobian_error(net, x), tolerance),
             Check("smallest eigenvalue / largest", eigenvalue, tolerance if net.monotone else None, True),
+            Check(_curvature_line(net, x), curvature_violation(net, x), tolerance),
             Check("monotonicity: min cosine over pairs", pairs, tolerance if net.monotone else None, True),
         ]
     return Certificate(type(net).__name__, len(x), str(x.dtype).removeprefix("torch."), checks)
+
+
+def _curvature_line(net: GradientMap, x: Tensor) -> str:
+    eigenvalues = net.jacobian(x).eigvalsh()
+    lower, upper = net.curvature_bounds()
+    observed = f"[{float(eigenvalues.min()):.3g}, {float(eigenvalues.max()):.3g}]"
+    return f"curvature {observed} within certified [{float(lower):.3g}, {float(upper):.3g}]"
 
 
 def _certificate_points(net: GradientMap, x: Tensor | None, points: int, seed: int) -> Tensor:

@@ -2,12 +2,14 @@
 
 from nablanets.maps.base import GradientMap, Pullback, Scale, Sum
 from nablanets.maps.cascaded import GradNetC
+from nablanets.maps.constrained import Constrained, constrain
 from nablanets.maps.modular import GradNetM
 from nablanets.maps.potential import FromPotential, from_potential
 from nablanets.maps.quadratic import Constant, Quadratic
 
 __all__ = [
     "Constant",
+    "Constrained",
     "FromPotential",
     "GradNetC",
     "GradNetM",
@@ -16,5 +18,6 @@ __all__ = [
     "Quadratic",
     "Scale",
     "Sum",
+    "constrain",
     "from_potential",
 ]
