@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from nablanets import GradientMap, GradNetC, GradNetM, Quadratic, constrain, from_potential
+from nablanets import GradientMap, GradNetC, GradNetM, GradNetMixture, Quadratic, constrain, from_potential
 from nablanets.activations import ACTIVATIONS, GroupActivation
 from nablanets.baselines import MLP, convex_ridge, icnn_gradient, mlp_potential
 from nablanets.maps import Constant
@@ -57,6 +57,8 @@ CASES = [
     Case("plus-constant", lambda: _softmax_m() + Constant(torch.randn(D))),
     Case("constrained", lambda: constrain(GradNetC(D, 5, 2, activation="tanh"), lower=-0.1, upper=0.2)),
     Case("constrained-monotone", lambda: constrain(GradNetM(D, 5, 2), lower=0.1, upper=2.0)),
+    Case("mixture", lambda: GradNetMixture([Quadratic(D, monotone=True), _monotone_c(), _softmax_m()], sharpness=2.0)),
+    Case("mixture-of-anything", lambda: GradNetMixture([GradNetC(D, 4, 2), mlp_potential(D, 4)])),
     Case("sum", lambda: _monotone_c() + _softmax_m()),
     Case("difference", lambda: _monotone_c() - _softmax_m()),
     Case("scale", lambda: 2.5 * _softmax_m()),

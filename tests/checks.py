@@ -239,8 +239,10 @@ def second_derivatives(net: GradientMap) -> None:
 
 
 def compiles(net: GradientMap) -> None:
-    """torch.compile(fullgraph=True) of a training step."""
+    """torch.compile(fullgraph=True) of a training step and of the potential."""
     x = points(net)
+    potential = torch.compile(net.potential, fullgraph=True, backend="aot_eager")
+    assert_close(potential(x), net.potential(x), rtol=1e-4, atol=1e-4)
     torch._dynamo.reset()
     compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
     net.zero_grad()

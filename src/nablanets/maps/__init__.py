@@ -3,6 +3,7 @@
 from nablanets.maps.base import GradientMap, Pullback, Scale, Sum
 from nablanets.maps.cascaded import GradNetC
 from nablanets.maps.constrained import Constrained, constrain
+from nablanets.maps.mixture import GradNetMixture
 from nablanets.maps.modular import GradNetM
 from nablanets.maps.potential import FromPotential, from_potential
 from nablanets.maps.quadratic import Constant, Quadratic
@@ -13,6 +14,7 @@ __all__ = [
     "FromPotential",
     "GradNetC",
     "GradNetM",
+    "GradNetMixture",
     "GradientMap",
     "Pullback",
     "Quadratic",
