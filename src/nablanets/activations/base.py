@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from nablanets.parameters import constrained, inverse_softplus
+
 
 class GradientActivation(nn.Module, ABC):
     r"""A map :math:`s = \nabla \psi` applied to hidden units.
@@ -48,6 +50,20 @@ class GradientActivation(nn.Module, ABC):
     @abstractmethod
     def potential(self, z: Tensor) -> Tensor:
         """psi(z) with s = grad psi."""
+
+
+class TwoWeights(nn.Module):
+    """Two learnable weights a and b of a given shape, positive (softplus) if monotone."""
+
+    def __init__(self, shape: Sequence[int], a: float, b: float, *, monotone: bool) -> None:
+        super().__init__()
+        self.monotone = monotone
+        start = inverse_softplus if monotone else float
+        self.a_raw = nn.Parameter(torch.full(tuple(shape), start(a)))
+        self.b_raw = nn.Parameter(torch.full(tuple(shape), start(b)))
+
+    def forward(self) -> tuple[Tensor, Tensor]:
+        return constrained(self.a_raw, nonnegative=self.monotone), constrained(self.b_raw, nonnegative=self.monotone)
 
 
 class ElementwiseActivation(GradientActivation):

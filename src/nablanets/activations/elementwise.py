@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from nablanets.activations.base import ElementwiseActivation
+from nablanets.activations.base import ElementwiseActivation, TwoWeights
 from nablanets.errors import InvalidInputError
-from nablanets.parameters import constrained, inverse_softplus, softplus
+from nablanets.parameters import softplus
 
 # Coefficients B_2k / (2k + 1)! of the Debye-type series of Li2(1 - e^-u), k = 1..8.
 _BERNOULLI = (1 / 6, -1 / 30, 1 / 42, -1 / 30, 5 / 66, -691 / 2730, 7 / 6, -3617 / 510)
@@ -65,34 +65,29 @@ class WTanh(ElementwiseActivation):
 
     def __init__(self, units: Sequence[int] = (), *, monotone: bool = False) -> None:
         super().__init__(units, monotone=monotone)
-        start = inverse_softplus if monotone else float
-        self.a_raw = nn.Parameter(torch.full(self.units, start(1.0)))
-        self.b_raw = nn.Parameter(torch.full(self.units, start(0.1)))
+        self.weights = TwoWeights(self.units, 1.0, 0.1, monotone=monotone)
 
     @property
     def increasing(self) -> bool:
         return self.monotone
 
-    def _weights(self) -> tuple[Tensor, Tensor]:
-        return constrained(self.a_raw, nonnegative=self.monotone), constrained(self.b_raw, nonnegative=self.monotone)
-
     def slope_interval(self) -> tuple[Tensor, Tensor]:
-        a, b = self._weights()
+        a, b = self.weights()
         return torch.minimum(a, b), torch.maximum(a, b)
 
     def forward(self, z: Tensor) -> Tensor:
-        a, b = self._weights()
+        a, b = self.weights()
         return torch.addcmul(b * z, a - b, torch.tanh(z))
 
     def potential(self, z: Tensor) -> Tensor:
-        a, b = self._weights()
+        a, b = self.weights()
         return (a - b) * log_cosh(z) + b * z.square() / 2
 
     def derivative(self, z: Tensor) -> Tensor:
         return self.value_and_derivative(z)[1]
 
     def value_and_derivative(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        a, b = self._weights()
+        a, b = self.weights()
         t = torch.tanh(z)
         return torch.addcmul(b * z, a - b, t), torch.addcmul(a, b - a, t.square())
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from nablanets.activations.base import ElementwiseActivation, GroupActivation, GroupDerivative
+from nablanets.activations.base import ElementwiseActivation, GroupActivation, GroupDerivative, TwoWeights
 from nablanets.activations.elementwise import Tanh
 from nablanets.errors import InvalidInputError
-from nablanets.parameters import constrained, inverse_softplus
 
 
 class Softmax(GroupActivation):
@@ -38,31 +37,26 @@ class WSoftmax(GroupActivation):
 
     def __init__(self, units: Sequence[int] = (), *, monotone: bool = False) -> None:
         super().__init__(units, monotone=monotone)
-        start = inverse_softplus(1.0) if monotone else 1.0
-        self.a_raw = nn.Parameter(torch.full((*self.units[:-1], 1), start))
-        self.b_raw = nn.Parameter(torch.full((*self.units[:-1], 1), start))
+        self.weights = TwoWeights((*self.units[:-1], 1), 1.0, 1.0, monotone=monotone)
 
     @property
     def increasing(self) -> bool:
         return self.monotone
 
-    def _weights(self) -> tuple[Tensor, Tensor]:
-        return constrained(self.a_raw, nonnegative=self.monotone), constrained(self.b_raw, nonnegative=self.monotone)
-
     def slope_interval(self) -> tuple[Tensor, Tensor]:
-        halves = torch.cat(self._weights(), dim=-1) / 2
+        halves = torch.cat(self.weights(), dim=-1) / 2
         return halves.clamp(max=0).sum(-1, keepdim=True), halves.clamp(min=0).sum(-1, keepdim=True)
 
     def forward(self, z: Tensor) -> Tensor:
-        a, b = self._weights()
+        a, b = self.weights()
         return a * torch.softmax(z, dim=-1) - b * torch.softmax(-z, dim=-1)
 
     def potential(self, z: Tensor) -> Tensor:
-        a, b = self._weights()
+        a, b = self.weights()
         return a.squeeze(-1) * torch.logsumexp(z, dim=-1) + b.squeeze(-1) * torch.logsumexp(-z, dim=-1)
 
     def derivative(self, z: Tensor) -> GroupDerivative:
-        a, b = self._weights()
+        a, b = self.weights()
         p, q = torch.softmax(z, dim=-1), torch.softmax(-z, dim=-1)
         weights = -torch.cat([a, b], dim=-1).expand(*z.shape[:-1], 2)
         return GroupDerivative(a * p + b * q, torch.stack([p, q], dim=-2), weights)

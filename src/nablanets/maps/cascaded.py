@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from nablanets.activations import ActivationSpec, normalise_spec
-from nablanets.errors import check_positive_int
-from nablanets.maps.base import GradientMap
-from nablanets.maps.quadratic import LinearSpec, make_linear_term
+from nablanets.activations import ActivationSpec
+from nablanets.maps.network import GradientNetwork
+from nablanets.maps.quadratic import LinearSpec
 from nablanets.maps.ridge import RidgeCascade
-from nablanets.operators import GramTerm, StructuredOperator, SymmetricOperator
+from nablanets.operators import GramTerm, StructuredOperator
 from nablanets.parameters import units_last
 from nablanets.serialization import savable
 
 
 @savable
-class GradNetC(GradientMap):
+class GradNetC(GradientNetwork):
     r"""Cascaded gradient network (mGradNet-C if ``monotone``).
 
     With one shared W of shape (h, d), u = W x computed once, and elementwise products,
@@ -71,33 +69,29 @@ class GradNetC(GradientMap):
         monotone: bool = False,
         linear: LinearSpec = True,
     ) -> None:
-        for name, value in (("features", features), ("hidden_features", hidden_features), ("num_layers", num_layers)):
-            check_positive_int(value, owner="GradNetC", name=name)
-        super().__init__(features, monotone=monotone)
+        sizes = {"hidden_features": hidden_features, "num_layers": num_layers}
+        super().__init__(features, sizes=sizes, activation=activation, monotone=monotone, linear=linear)
         bound = features**-0.5
         self.weight = nn.Parameter(units_last(torch.empty(hidden_features, features).uniform_(-bound, bound)))
         self.ridge = RidgeCascade(hidden_features, num_layers, activation, monotone=monotone, spread=bound)
-        self.bias = nn.Parameter(torch.zeros(features))
-        self.linear = make_linear_term(linear, features, monotone=monotone)
-        self._config = {
-            "features": features,
-            "hidden_features": hidden_features,
-            "num_layers": num_layers,
-            "activation": list(normalise_spec(activation)),
-            "monotone": monotone,
-            "linear": linear,
-        }
 
-    def config(self) -> dict[str, Any]:
-        return self._config
+    def _core(self, x: Tensor) -> Tensor:
+        return self.ridge(x @ self.weight.mT) @ self.weight
 
-    def _forward(self, x: Tensor) -> Tensor:
-        y = self.ridge(x @ self.weight.mT) @ self.weight + self.bias
-        return y if self.linear is None else y + self.linear(x)
+    def _core_potential(self, x: Tensor) -> Tensor:
+        return self.ridge.antiderivative(x @ self.weight.mT).sum(dim=-1)
 
-    def _potential(self, x: Tensor) -> Tensor:
-        value = self.ridge.antiderivative(x @ self.weight.mT).sum(dim=-1) + x @ self.bias
-        return value if self.linear is None else value + self.linear.potential(x)
+    def _core_jacobian(self, x: Tensor) -> StructuredOperator:
+        term = GramTerm(self.weight, self.ridge.derivative(x @ self.weight.mT))
+        return StructuredOperator(self.features, (term,), positive_semidefinite=self.monotone)
+
+    def _core_envelope(self) -> tuple[Tensor, Tensor]:
+        """W^T diag(bounds of phi') W."""
+        lower, upper = (self.weight.mT @ (b.unsqueeze(-1) * self.weight) for b in self.ridge.derivative_interval())
+        return lower, upper
+
+    def quadrature_gap(self, x: Tensor) -> Tensor:
+        return self.ridge.quadrature_gap(x @ self.weight.mT).sum(dim=-1)
 
     def along(self, x: Tensor, p: Tensor) -> Callable[[Tensor], Tensor]:
         """With W x and W p computed once, each t costs O(L h)."""
@@ -109,19 +103,3 @@ class GradNetC(GradientMap):
             return value if linear is None else value + linear(t)
 
         return slope
-
-    def curvature_envelope(self) -> tuple[Tensor, Tensor]:
-        """W^T diag(bounds of phi') W + A."""
-        lower, upper = (self.weight.mT @ (b.unsqueeze(-1) * self.weight) for b in self.ridge.derivative_interval())
-        if self.linear is None:
-            return lower, upper
-        matrix = self.linear.curvature_envelope()[0]
-        return lower + matrix, upper + matrix
-
-    def quadrature_gap(self, x: Tensor) -> Tensor:
-        return self.ridge.quadrature_gap(x @ self.weight.mT).sum(dim=-1)
-
-    def _jacobian(self, x: Tensor) -> SymmetricOperator:
-        term = GramTerm(self.weight, self.ridge.derivative(x @ self.weight.mT))
-        operator = StructuredOperator(self.features, (term,), positive_semidefinite=self.monotone)
-        return operator if self.linear is None else operator + self.linear.jacobian(x)

@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from nablanets.activations import (
-    ActivationSpec,
-    ElementwiseActivation,
-    GroupActivation,
-    make_activation,
-    normalise_spec,
-)
-from nablanets.errors import check_positive_int
-from nablanets.maps.base import GradientMap
-from nablanets.maps.quadratic import LinearSpec, make_linear_term
-from nablanets.operators import GramTerm, StructuredOperator, SymmetricOperator
+from nablanets.activations import ActivationSpec, ElementwiseActivation, GroupActivation, make_activation
+from nablanets.maps.network import GradientNetwork
+from nablanets.maps.quadratic import LinearSpec
+from nablanets.operators import GramTerm, StructuredOperator
 from nablanets.parameters import constrained, inverse_softplus, softplus, units_last
 from nablanets.serialization import savable
 
 
 @savable
-class GradNetM(GradientMap):
+class GradNetM(GradientNetwork):
     r"""Modular gradient network (mGradNet-M if ``monotone``).
 
     .. math::
@@ -70,9 +63,8 @@ class GradNetM(GradientMap):
         monotone: bool = False,
         linear: LinearSpec = True,
     ) -> None:
-        for name, value in (("features", features), ("hidden_features", hidden_features), ("num_modules", num_modules)):
-            check_positive_int(value, owner="GradNetM", name=name)
-        super().__init__(features, monotone=monotone)
+        sizes = {"hidden_features": hidden_features, "num_modules": num_modules}
+        super().__init__(features, sizes=sizes, activation=activation, monotone=monotone, linear=linear)
         self.hidden_features, self.num_modules = hidden_features, num_modules
         units = make_activation(activation, (num_modules, hidden_features), monotone=monotone)
         self.units = cast("ElementwiseActivation | GroupActivation", units)
@@ -82,19 +74,6 @@ class GradNetM(GradientMap):
         self.hidden_bias = nn.Parameter(torch.empty(num_modules, hidden_features).uniform_(-bound, bound))
         self.scale_raw = nn.Parameter(_initial_scale(num_modules, monotone))
         self.sharpness_raw = nn.Parameter(torch.full((num_modules,), inverse_softplus(2.0)))
-        self.bias = nn.Parameter(torch.zeros(features))
-        self.linear = make_linear_term(linear, features, monotone=monotone)
-        self._config = {
-            "features": features,
-            "hidden_features": hidden_features,
-            "num_modules": num_modules,
-            "activation": list(normalise_spec(activation)),
-            "monotone": monotone,
-            "linear": linear,
-        }
-
-    def config(self) -> dict[str, Any]:
-        return self._config
 
     def _scale(self) -> Tensor:
         return constrained(self.scale_raw, nonnegative=self.monotone)
@@ -107,33 +86,17 @@ class GradNetM(GradientMap):
         u = (x @ self.weight.flatten(0, 1).mT).unflatten(-1, (self.num_modules, self.hidden_features))
         return self._sharpness().unsqueeze(-1) * (u + self.hidden_bias)
 
-    def _forward(self, x: Tensor) -> Tensor:
+    def _core(self, x: Tensor) -> Tensor:
         s = self._scale().unsqueeze(-1) * self.units(self._hidden(x))
-        y = s.flatten(-2) @ self.weight.flatten(0, 1) + self.bias
-        return y if self.linear is None else y + self.linear(x)
+        return s.flatten(-2) @ self.weight.flatten(0, 1)
 
-    def _potential(self, x: Tensor) -> Tensor:
+    def _core_potential(self, x: Tensor) -> Tensor:
         psi = self.units.potential(self._hidden(x))
         if not isinstance(self.units, GroupActivation):
             psi = psi.sum(dim=-1)
-        value = (self._scale() / self._sharpness() * psi).sum(dim=-1) + x @ self.bias
-        return value if self.linear is None else value + self.linear.potential(x)
+        return (self._scale() / self._sharpness() * psi).sum(dim=-1)
 
-    def curvature_envelope(self) -> tuple[Tensor, Tensor]:
-        """Per module: W^T diag(a t s' bounds) W elementwise, a t times slope bounds of W^T W in a group."""
-        gain = (self._scale() * self._sharpness()).unsqueeze(-1)
-        bounds = torch.stack([gain * b.to(gain) for b in self.units.slope_interval()])
-        low, high = torch.nan_to_num(bounds, nan=0.0, posinf=torch.inf, neginf=-torch.inf).sort(dim=0).values
-        lower, upper = (
-            torch.einsum("mhi,mh,mhj->ij", self.weight, b.expand(*self.weight.shape[:2]), self.weight)
-            for b in (low, high)
-        )
-        if self.linear is None:
-            return lower, upper
-        matrix = self.linear.curvature_envelope()[0]
-        return lower + matrix, upper + matrix
-
-    def _jacobian(self, x: Tensor) -> SymmetricOperator:
+    def _core_jacobian(self, x: Tensor) -> StructuredOperator:
         z = self._hidden(x)
         gain = (self._scale() * self._sharpness()).unsqueeze(-1)
         weight = self.weight.flatten(0, 1)
@@ -147,8 +110,16 @@ class GradNetM(GradientMap):
             )
         else:
             terms = (GramTerm(weight, (gain * self.units.derivative(z)).flatten(-2)),)
-        operator = StructuredOperator(self.features, terms, positive_semidefinite=self.monotone)
-        return operator if self.linear is None else operator + self.linear.jacobian(x)
+        return StructuredOperator(self.features, terms, positive_semidefinite=self.monotone)
+
+    def _core_envelope(self) -> tuple[Tensor, Tensor]:
+        """Per module W^T diag(a t bounds) W, with the slope bounds of each unit, or of the group for all its units."""
+        gain = (self._scale() * self._sharpness()).unsqueeze(-1)
+        bounds = torch.stack([gain * b.to(gain) for b in self.units.slope_interval()])
+        low, high = torch.nan_to_num(bounds, nan=0.0, posinf=torch.inf, neginf=-torch.inf).sort(dim=0).values
+        shape = self.weight.shape[:2]
+        lower, upper = (torch.einsum("mhi,mh,mhj->ij", self.weight, b.expand(shape), self.weight) for b in (low, high))
+        return lower, upper
 
 
 def _initial_scale(num_modules: int, monotone: bool) -> Tensor:
