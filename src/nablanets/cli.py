@@ -37,7 +37,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-console = Console()
+# Where output goes to a file there is no width to respect, and tables should stay whole.
+console = Console(width=None if sys.stdout.isatty() else 130)
 _MAPS = {"gradnet-c": GradNetC, "gradnet-m": GradNetM}
 
 XColumns = Annotated[str | None, typer.Option(help="Comma-separated point columns; x1..xd if not given.")]

@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 
 class Column(NamedTuple):
-    """A metric as a column of the results table."""
+    """A metric as a column of the results table; ``spec`` formats its numbers."""
 
     metric: str
     title: str
-    digits: int = 2
+    spec: str = ".2f"
 
 
 class Picture(NamedTuple):

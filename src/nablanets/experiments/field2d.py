@@ -88,8 +88,8 @@ class Field2DExperiment(Experiment[Field2DConfig]):
     seeds = {"quick": 2, "paper": 5}  # noqa: RUF012
     columns = (
         Column("test_db", "test error [dB]"),
-        Column("max_error", "largest error", 4),
-        Column("asymmetry", "asymmetry of J", 3),
+        Column("max_error", "largest error", ".4f"),
+        Column("asymmetry", "asymmetry of J", ".0e"),
     )
 
     def __init__(self, field: Field2D) -> None:

@@ -31,19 +31,19 @@ def summarise(experiment: Experiment[Any], rows: list[Row]) -> list[Line]:
     lines = []
     for arm in dict.fromkeys(row.arm for row in rows):
         group = [row for row in rows if row.arm == arm]
-        cells = [_spread([row.metrics.get(c.metric) for row in group], c.digits) for c in experiment.columns]
+        cells = [_spread([row.metrics.get(c.metric) for row in group], c.spec) for c in experiment.columns]
         parameters = f"{max(row.parameters for row in group):,}"
-        lines.append(Line(arm, parameters, cells, _spread([row.seconds for row in group], 1), len(group)))
+        lines.append(Line(arm, parameters, cells, _spread([row.seconds for row in group], ".1f"), len(group)))
     return lines
 
 
-def _spread(values: list[float | None], digits: int) -> str:
+def _spread(values: list[float | None], spec: str) -> str:
     """Mean +- standard deviation, or a dash where an arm has no such metric."""
     numbers = [value for value in values if value is not None]
     if not numbers:
         return "-"
-    mean = f"{statistics.fmean(numbers):.{digits}f}"
-    return mean if len(numbers) == 1 else f"{mean} ± {statistics.stdev(numbers):.{digits}f}"
+    mean = f"{statistics.fmean(numbers):{spec}}"
+    return mean if len(numbers) == 1 else f"{mean} ± {statistics.stdev(numbers):{spec}}"
 
 
 def results_table(experiment: Experiment[Any], run: RunFolder) -> Table:

@@ -99,11 +99,11 @@ class TerrainExperiment(Experiment[TerrainConfig]):
     }
     seeds = {"quick": 2, "paper": 5}  # noqa: RUF012
     columns = (
-        Column("elevation_rmse", "elevation RMSE [m]", 1),
-        Column("elevation_rmse_noisy", "with noise [m]", 1),
+        Column("elevation_rmse", "elevation RMSE [m]", ".1f"),
+        Column("elevation_rmse_noisy", "with noise [m]", ".1f"),
         Column("slope_db", "held-out slopes [dB]"),
         Column("slope_db_noisy", "with noise [dB]"),
-        Column("loop", "loop integrals", 7),
+        Column("loop", "loop integrals", ".0e"),
     )
 
     def arms(self, config: TerrainConfig) -> list[str]:
