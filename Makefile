@@ -27,7 +27,7 @@ lint: $(DONE)
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/pytest -n 2 -m "not slow"
+	$(BIN)/pytest -n 2 --dist loadgroup -m "not slow"
 
 benchmark: $(DONE)
 	$(BIN)/python benchmarks/maps.py

@@ -65,7 +65,7 @@ def test_inverse_and_conjugate_have_exact_derivatives():
     y = torch.randn(2, 2, dtype=DTYPE, requires_grad=True)
     assert torch.autograd.gradcheck(net.inverse, (y,), fast_mode=True)
     assert torch.autograd.gradgradcheck(net.inverse, (y,), fast_mode=True)
-    weight = net.weight.detach().clone().requires_grad_()
+    weight = net.projection.detach().clone().requires_grad_()
 
     class Inverse(torch.nn.Module):
         def __init__(self):
@@ -76,7 +76,7 @@ def test_inverse_and_conjugate_have_exact_derivatives():
             return self.net.inverse(y)
 
     def in_weight(w):
-        return torch.func.functional_call(Inverse(), {"net.weight": w}, (y.detach(),))
+        return torch.func.functional_call(Inverse(), {"net.projection": w}, (y.detach(),))
 
     assert torch.autograd.gradcheck(in_weight, (weight,), fast_mode=True)
     (gradient,) = torch.autograd.grad(net.conjugate(y).sum(), y)

@@ -18,6 +18,9 @@ from nablanets.experiments.store import RunFolder
 from nablanets.problems.fields import ConvexField, NonconvexField
 from nablanets.problems.terrain import elevation_error, integrate_slopes, load_terrain
 
+# One worker runs this module, so that its runs are made once.
+pytestmark = pytest.mark.xdist_group("experiments")
+
 
 def _means(run: RunFolder, metric: str) -> dict[str, float]:
     rows = run.rows()

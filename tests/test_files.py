@@ -65,6 +65,13 @@ def test_only_known_architectures_that_fit_their_weights_are_built(tmp_path, arc
         load(path)
 
 
+def test_weights_can_be_saved_by_other_tools(tmp_path):
+    """Parameters are contiguous, so safetensors takes the state_dict as it is."""
+    for net in (GradNetC(2, 4), GradNetM(2, 4)):
+        safetensors.torch.save_file(net.state_dict(), tmp_path / "w.safetensors")
+        assert net.weight.shape[-1] == 2
+
+
 def test_what_cannot_be_rebuilt_is_not_saved(tmp_path):
     path = tmp_path / "m.safetensors"
     GradNetC(2, 4).save(path)

@@ -34,15 +34,16 @@ def inverse_softplus(value: float | Tensor) -> float | Tensor:
 
 
 def units_last(weight: Tensor) -> Tensor:
-    """The same weights (*units, features), laid out in memory with the units as the fast axis.
+    """Weights (*units, features) as (features, *units), which is how they are stored.
 
-    The products that make the weights' gradients then run along the units, which are many, instead of the features,
-    which may be two: a training step of GradNet-M takes half the time at d = 2 to 8 and the same in high dimension.
+    With the units as the fast axis, the products that make the weights' gradients run along the units, which are many,
+    instead of the features, which may be two: a training step of GradNet-M takes half the time at d = 2 to 8 and the
+    same in high dimension.
 
-    >>> units_last(torch.zeros(4, 7, 2)).stride()
-    (7, 1, 28)
+    >>> units_last(torch.zeros(4, 7, 2)).shape
+    torch.Size([2, 4, 7])
     """
-    return weight.movedim(-1, 0).contiguous().movedim(0, -1)
+    return weight.movedim(-1, 0).contiguous()
 
 
 def constrained(raw: Tensor, *, nonnegative: bool) -> Tensor:

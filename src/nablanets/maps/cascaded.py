@@ -72,8 +72,13 @@ class GradNetC(GradientNetwork):
         sizes = {"hidden_features": hidden_features, "num_layers": num_layers}
         super().__init__(features, sizes=sizes, activation=activation, monotone=monotone, linear=linear)
         bound = features**-0.5
-        self.weight = nn.Parameter(units_last(torch.empty(hidden_features, features).uniform_(-bound, bound)))
+        self.projection = nn.Parameter(units_last(torch.empty(hidden_features, features).uniform_(-bound, bound)))
         self.ridge = RidgeCascade(hidden_features, num_layers, activation, monotone=monotone, spread=bound)
+
+    @property
+    def weight(self) -> Tensor:
+        """W, (h, d): a view of ``projection``."""
+        return self.projection.mT
 
     def _core(self, x: Tensor) -> Tensor:
         return self.ridge(x @ self.weight.mT) @ self.weight

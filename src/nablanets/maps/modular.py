@@ -70,10 +70,15 @@ class GradNetM(GradientNetwork):
         self.units = cast("ElementwiseActivation | GroupActivation", units)
         bound = features**-0.5
         weight = torch.empty(num_modules, hidden_features, features).uniform_(-bound, bound)
-        self.weight = nn.Parameter(units_last(weight))
+        self.projection = nn.Parameter(units_last(weight))
         self.hidden_bias = nn.Parameter(torch.empty(num_modules, hidden_features).uniform_(-bound, bound))
         self.scale_raw = nn.Parameter(_initial_scale(num_modules, monotone))
         self.sharpness_raw = nn.Parameter(torch.full((num_modules,), inverse_softplus(2.0)))
+
+    @property
+    def weight(self) -> Tensor:
+        """W, (M, h, d): a view of ``projection``."""
+        return self.projection.movedim(0, -1)
 
     def _scale(self) -> Tensor:
         return constrained(self.scale_raw, nonnegative=self.monotone)
