@@ -180,6 +180,9 @@ class Field2DExperiment(Experiment[Field2DConfig]):
             "baseline is the widest with at most 100 parameters (two hidden layers; one for convex-ridge) and takes, for "
             f"each seed, the better of the rates {config.baseline_rates} by validation error; the gradient networks "
             f"use {config.learning_rate} only. “affine” is the best affine field by least squares.",
+            "Caution: the form of the gradient networks' start was chosen among about 25 by test error on seeds drawn like "
+            "these, while the baselines keep their usual start and tune only the rate; this favours the gradient "
+            "networks (docs/log.md).",
             "“Asymmetry” is the largest |J - J'| over the largest |J| at 104 test points: rounding for gradients, "
             "anything for an MLP. ICNN and convex-ridge are gradients of convex functions, so they cannot fit the "
             "nonconvex field.",
