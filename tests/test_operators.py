@@ -10,7 +10,7 @@ from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
 from nablanets import GradNetC, GradNetM
-from nablanets.errors import ShapeError, SingularJacobianError
+from nablanets.errors import InvalidInputError, ShapeError, SingularJacobianError
 from nablanets.operators import GramTerm, StructuredOperator
 
 DTYPE = torch.float64
@@ -126,3 +126,68 @@ def test_numerically_singular_is_an_error_not_minus_infinity():
     J = StructuredOperator(3, (GramTerm(w, torch.ones(2, 3, dtype=DTYPE)),))
     with pytest.raises(SingularJacobianError, match="numerically singular"):
         (J * 1.0).logdet()
+
+
+@pytest.mark.parametrize(("d", "batch"), [(1, (300,)), (2, (20, 20)), (5, (300,)), (5, (3,)), (60, (2,))])
+def test_logdet_has_the_analytic_derivatives(d, batch):
+    """First and second derivatives of log det, by the sweep and by Cholesky, reverse and forward."""
+    generator = torch.Generator().manual_seed(d)
+    factor = torch.randn(d + 2, d, dtype=DTYPE, generator=generator)
+    weights = torch.rand(*batch, d + 2, dtype=DTYPE, generator=generator) + 0.5
+
+    def ours(w, c):
+        return StructuredOperator(d, (GramTerm(w, c),), positive_semidefinite=True).logdet()
+
+    def reference(w, c):
+        return torch.linalg.slogdet(w.mT @ (c.unsqueeze(-1) * w)).logabsdet
+
+    leaves = factor.requires_grad_(), weights.requires_grad_()
+    outer = torch.randn(batch, dtype=DTYPE, generator=generator)
+    results = []
+    for f in (ours, reference):
+        value = f(*leaves)
+        first = torch.autograd.grad((outer * value).sum(), leaves, create_graph=True)
+        second = torch.autograd.grad(sum(g.square().sum() for g in first), leaves)
+        tangent = torch.func.jvp(lambda c, f=f: f(leaves[0].detach(), c), (weights.detach(),), (weights.detach(),))[1]
+        results.append((value, *first, *second, tangent))
+    for mine, theirs in zip(*results, strict=True):
+        assert_close(mine, theirs, rtol=1e-8, atol=1e-8 * float(theirs.abs().max()))
+    assert_close(ours(factor.detach(), weights.detach()), results[1][0].detach())
+
+
+@pytest.mark.parametrize("batch", [2, 300], ids=["cholesky", "sweep"])
+def test_logdet_reports_matrices_that_are_not_positive_definite(batch):
+    weights = torch.ones(batch, 3, dtype=DTYPE)
+    weights[1, 0] = 0
+    J = StructuredOperator(
+        3, (GramTerm(torch.eye(3, dtype=DTYPE), weights.requires_grad_()),), positive_semidefinite=True
+    )
+    with pytest.raises(SingularJacobianError, match=f"1 of {batch} Jacobians"):
+        J.logdet()
+
+
+def test_logdet_estimate_is_unbiased_within_its_error_and_differentiable():
+    d, n = 60, 3
+    net = GradNetM(d, 10, 2, monotone=True, linear="diagonal").double()
+    x = torch.randn(n, d, dtype=DTYPE)
+    J = net.jacobian(x)
+    exact = J.logdet()
+    coarse, fine = J.logdet_estimate(probes=8, steps=60), J.logdet_estimate(probes=2000, steps=60)
+    for estimate in (coarse, fine):
+        assert bool(((estimate.value - exact).abs() < 4 * estimate.standard_error).all())
+    assert bool((fine.standard_error < 0.1 * coarse.standard_error).all())
+    parameters = [net.projection, net.linear.diagonal_raw]
+    truth = torch.cat([g.flatten() for g in torch.autograd.grad(exact.sum(), parameters)])
+    estimated = torch.cat([g.flatten() for g in torch.autograd.grad(fine.value.sum(), parameters)])
+    assert float((estimated - truth).norm() / truth.norm()) < 0.05
+
+
+def test_logdet_estimate_is_exact_where_the_krylov_space_is_exhausted():
+    """Two distinct eigenvalues: two Lanczos steps are exact for every probe, further ones find nothing."""
+    weights = torch.tensor([[2.0, 2.0, 5.0, 5.0]], dtype=DTYPE)
+    J = StructuredOperator(4, (GramTerm(torch.eye(4, dtype=DTYPE), weights),), positive_semidefinite=True)
+    assert_close(J.logdet_estimate(probes=3, steps=4).value, weights.log().sum(-1))
+    with pytest.raises(InvalidInputError, match="monotone=True"):
+        (-J).logdet_estimate()
+    with pytest.raises(InvalidInputError, match="probes"):
+        J.logdet_estimate(probes=0)

@@ -112,3 +112,7 @@ class GroupActivation(GradientActivation):
     @abstractmethod
     def derivative(self, z: Float[Tensor, "*batch h"]) -> GroupDerivative:
         """The symmetric Jacobian of s at z."""
+
+    def value_and_derivative(self, z: Tensor) -> tuple[Tensor, GroupDerivative]:
+        """s(z) and its Jacobian together; override it where they share work."""
+        return self(z), self.derivative(z)

@@ -24,8 +24,11 @@ class Softmax(GroupActivation):
         return torch.logsumexp(z, dim=-1)
 
     def derivative(self, z: Tensor) -> GroupDerivative:
+        return self.value_and_derivative(z)[1]
+
+    def value_and_derivative(self, z: Tensor) -> tuple[Tensor, GroupDerivative]:
         p = torch.softmax(z, dim=-1)
-        return GroupDerivative(p, p.unsqueeze(-2), -torch.ones_like(p[..., :1]))
+        return p, GroupDerivative(p, p.unsqueeze(-2), -torch.ones_like(p[..., :1]))
 
 
 class WSoftmax(GroupActivation):
@@ -56,10 +59,14 @@ class WSoftmax(GroupActivation):
         return a.squeeze(-1) * torch.logsumexp(z, dim=-1) + b.squeeze(-1) * torch.logsumexp(-z, dim=-1)
 
     def derivative(self, z: Tensor) -> GroupDerivative:
+        return self.value_and_derivative(z)[1]
+
+    def value_and_derivative(self, z: Tensor) -> tuple[Tensor, GroupDerivative]:
         a, b = self.weights()
         p, q = torch.softmax(z, dim=-1), torch.softmax(-z, dim=-1)
         weights = -torch.cat([a, b], dim=-1).expand(*z.shape[:-1], 2)
-        return GroupDerivative(a * p + b * q, torch.stack([p, q], dim=-2), weights)
+        ap, bq = a * p, b * q
+        return ap - bq, GroupDerivative(ap + bq, torch.stack([p, q], dim=-2), weights)
 
 
 class PNorm(GroupActivation):

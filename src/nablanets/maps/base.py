@@ -63,6 +63,20 @@ class GradientMap(nn.Module, ABC):
         check_points(x, self.features, owner=type(self).__name__)
         return self._jacobian(x)
 
+    def value_and_jacobian(self, x: Float[Tensor, "*batch d"]) -> tuple[Float[Tensor, "*batch d"], SymmetricOperator]:
+        """f(x) and its Jacobian together, sharing the work they have in common.
+
+        >>> from nablanets import GradNetC
+        >>> y, J = GradNetC(3, 8, monotone=True).value_and_jacobian(torch.randn(5, 3))
+        >>> y.shape, J.logdet().shape
+        (torch.Size([5, 3]), torch.Size([5]))
+        """
+        check_points(x, self.features, owner=type(self).__name__)
+        return self._value_and_jacobian(x)
+
+    def _value_and_jacobian(self, x: Tensor) -> tuple[Tensor, SymmetricOperator]:
+        return self._forward(x), self._jacobian(x)
+
     def hvp(self, x: Float[Tensor, "*batch d"], v: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
         """The Hessian-vector product J(x) v."""
         return self.jacobian(x) @ v

@@ -87,8 +87,14 @@ class GradNetC(GradientNetwork):
         return self.ridge.antiderivative(x @ self.weight.mT).sum(dim=-1)
 
     def _core_jacobian(self, x: Tensor) -> StructuredOperator:
-        term = GramTerm(self.weight, self.ridge.derivative(x @ self.weight.mT))
-        return StructuredOperator(self.features, (term,), positive_semidefinite=self.monotone)
+        return self._operator(self.ridge.derivative(x @ self.weight.mT))
+
+    def _core_value_and_jacobian(self, x: Tensor) -> tuple[Tensor, StructuredOperator]:
+        value, slope = self.ridge.value_and_derivative(x @ self.weight.mT)
+        return value @ self.weight, self._operator(slope)
+
+    def _operator(self, slope: Tensor) -> StructuredOperator:
+        return StructuredOperator(self.features, (GramTerm(self.weight, slope),), positive_semidefinite=self.monotone)
 
     def _core_envelope(self) -> tuple[Tensor, Tensor]:
         """W^T diag(bounds of phi') W."""

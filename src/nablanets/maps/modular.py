@@ -7,7 +7,13 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from nablanets.activations import ActivationSpec, ElementwiseActivation, GroupActivation, make_activation
+from nablanets.activations import (
+    ActivationSpec,
+    ElementwiseActivation,
+    GroupActivation,
+    GroupDerivative,
+    make_activation,
+)
 from nablanets.maps.network import GradientNetwork
 from nablanets.maps.quadratic import LinearSpec
 from nablanets.operators import GramTerm, StructuredOperator
@@ -102,19 +108,25 @@ class GradNetM(GradientNetwork):
         return (self._scale() / self._sharpness() * psi).sum(dim=-1)
 
     def _core_jacobian(self, x: Tensor) -> StructuredOperator:
-        z = self._hidden(x)
+        return self._operator(self.units.derivative(self._hidden(x)))
+
+    def _core_value_and_jacobian(self, x: Tensor) -> tuple[Tensor, StructuredOperator]:
+        value, derivative = self.units.value_and_derivative(self._hidden(x))
+        s = self._scale().unsqueeze(-1) * value
+        return s.flatten(-2) @ self.weight.flatten(0, 1), self._operator(derivative)
+
+    def _operator(self, derivative: Tensor | GroupDerivative) -> StructuredOperator:
         gain = (self._scale() * self._sharpness()).unsqueeze(-1)
         weight = self.weight.flatten(0, 1)
         terms: tuple[GramTerm, ...]
-        if isinstance(self.units, GroupActivation):
-            derivative = self.units.derivative(z)
+        if isinstance(derivative, GroupDerivative):
             factor = torch.einsum("...mrh,mhd->...mrd", derivative.factors, self.weight).flatten(-3, -2)
             terms = (
                 GramTerm(weight, (gain * derivative.diagonal).flatten(-2)),
                 GramTerm(factor, (gain * derivative.weights).flatten(-2)),
             )
         else:
-            terms = (GramTerm(weight, (gain * self.units.derivative(z)).flatten(-2)),)
+            terms = (GramTerm(weight, (gain * derivative).flatten(-2)),)
         return StructuredOperator(self.features, terms, positive_semidefinite=self.monotone)
 
     def _core_envelope(self) -> tuple[Tensor, Tensor]:

@@ -44,6 +44,9 @@ class GradientNetwork(GradientMap):
     def _core_jacobian(self, x: Tensor) -> StructuredOperator: ...
 
     @abstractmethod
+    def _core_value_and_jacobian(self, x: Tensor) -> tuple[Tensor, StructuredOperator]: ...
+
+    @abstractmethod
     def _core_envelope(self) -> tuple[Tensor, Tensor]: ...
 
     def config(self) -> dict[str, Any]:
@@ -60,6 +63,12 @@ class GradientNetwork(GradientMap):
     def _jacobian(self, x: Tensor) -> SymmetricOperator:
         operator = self._core_jacobian(x)
         return operator if self.linear is None else operator + self.linear.jacobian(x)
+
+    def _value_and_jacobian(self, x: Tensor) -> tuple[Tensor, SymmetricOperator]:
+        y, operator = self._core_value_and_jacobian(x)
+        if self.linear is None:
+            return y + self.bias, operator
+        return y + self.bias + self.linear(x), operator + self.linear.jacobian(x)
 
     def curvature_envelope(self) -> tuple[Tensor, Tensor]:
         lower, upper = self._core_envelope()

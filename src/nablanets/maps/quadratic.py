@@ -79,12 +79,17 @@ class Quadratic(GradientMap):
         return matrix, matrix
 
     def _jacobian(self, x: Tensor) -> SymmetricOperator:
-        shift = self._diagonal().expand_as(x)
-        if self.factor is None:
-            return StructuredOperator(self.features, (), shift, positive_semidefinite=self.monotone)
-        weights = torch.ones_like(self.factor[:, 0]) if self.weights is None else self.weights
-        terms = (GramTerm(self.factor, weights.expand(*x.shape[:-1], self.rank)),)
-        return StructuredOperator(self.features, terms, shift, positive_semidefinite=self.monotone)
+        terms: tuple[GramTerm, ...] = ()
+        if self.factor is not None:
+            weights = torch.ones_like(self.factor[:, 0]) if self.weights is None else self.weights
+            terms = (GramTerm(self.factor, weights),)
+        return StructuredOperator(
+            self.features,
+            terms,
+            self._diagonal(),
+            positive_semidefinite=self.monotone,
+            batch_shape=x.shape[:-1],
+        )
 
 
 @savable

@@ -57,14 +57,18 @@ class RidgeCascade(nn.Module):
         return z, value
 
     def derivative(self, u: Tensor) -> Tensor:
-        """phi'(u) by the recursion dz_l = beta_l + alpha_{l-1} s'(z_{l-1}) dz_{l-1}, in O(L h)."""
+        """phi'(u)."""
+        return self.value_and_derivative(u)[1]
+
+    def value_and_derivative(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """phi(u) and phi'(u) by the recursion dz_l = beta_l + alpha_{l-1} s'(z_{l-1}) dz_{l-1}, in O(L h)."""
         alpha, beta = self._scales()
         value, slope = torch.zeros_like(u), torch.zeros_like(u)
         for layer, s in enumerate(cast(Iterable[ElementwiseActivation], self.activations)):
             z = torch.addcmul(value, beta[layer], u + self.bias[layer])
             value, derivative = s.value_and_derivative(z)
             value, slope = alpha[layer] * value, alpha[layer] * derivative * (beta[layer] + slope)
-        return slope
+        return value, slope
 
     def derivative_interval(self) -> tuple[Tensor, Tensor]:
         """Bounds of phi'(u) per unit, for every u, by interval arithmetic on the recursion."""

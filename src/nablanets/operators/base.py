@@ -1,0 +1,188 @@
+"""Symmetric linear operators: what the Jacobian of a gradient map is.
+
+A Jacobian is not an array unless asked for. In this package vectors have shape ``(*batch, d)`` and operators act on
+vectors: ``J @ v`` is the batch of products, for ``v`` of the batch shape of ``J`` (or broadcastable to it).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from nablanets.errors import InvalidInputError, ShapeError, SingularJacobianError
+from nablanets.operators.determinant import spd_logdet
+from nablanets.operators.lanczos import LogdetEstimate, estimate_logdet
+from nablanets.operators.packing import pack
+
+
+class SymmetricOperator(ABC):
+    """A batch of symmetric d x d matrices, known by what it does.
+
+    Attributes:
+        features: d.
+        batch_shape: shape of the batch of matrices.
+        positive_semidefinite: True if that holds by construction.
+    """
+
+    features: int
+    batch_shape: torch.Size
+    positive_semidefinite: bool
+
+    @property
+    def shape(self) -> torch.Size:
+        """Shape of ``dense()``."""
+        return torch.Size((*self.batch_shape, self.features, self.features))
+
+    @property
+    @abstractmethod
+    def reference(self) -> Tensor:
+        """A tensor of the operator's dtype, on its device."""
+
+    @abstractmethod
+    def _product(self, v: Tensor) -> Tensor:
+        """J v for v of shape (*batch, d)."""
+
+    @abstractmethod
+    def dense(self) -> Float[Tensor, "*batch d d"]:
+        """The matrices as an array."""
+
+    def packed(self) -> Float[Tensor, "*batch t"]:
+        """The lower triangles, row by row, d(d+1)/2 entries; for one matrix where all are equal."""
+        return pack(self.dense())
+
+    @abstractmethod
+    def diagonal(self) -> Float[Tensor, "*batch d"]:
+        """The diagonals."""
+
+    @abstractmethod
+    def scale(self, factor: float | Tensor) -> SymmetricOperator:
+        """The operator times a scalar."""
+
+    @abstractmethod
+    def congruence(self, a: Float[Tensor, "d n"]) -> SymmetricOperator:
+        """A^T J A."""
+
+    def __matmul__(self, v: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
+        if v.ndim == 0 or v.shape[-1] != self.features:
+            raise ShapeError(
+                f"J @ v: expected v of shape (*, {self.features}), got {tuple(v.shape)}. v is a batch of vectors; "
+                "for products with matrices use dense()."
+            )
+        return self._product(v)
+
+    def trace(self) -> Float[Tensor, "*batch"]:
+        """The traces: the Laplacian of the potential."""
+        return self.diagonal().sum(dim=-1)
+
+    def logdet(self) -> Float[Tensor, "*batch"]:
+        """log |det J|.
+
+        Raises:
+            SingularJacobianError: a matrix is singular, by structure or numerically.
+        """
+        if self.positive_semidefinite:
+            value, failed = spd_logdet(self.packed(), self.features)
+            value = value.expand(self.batch_shape)
+        else:
+            value = torch.linalg.slogdet(self.dense()).logabsdet
+            failed = torch.isinf(value)
+        self._refuse_singular(failed)
+        return value
+
+    def logdet_estimate(self, *, probes: int = 16, steps: int = 32, seed: int = 0) -> LogdetEstimate:
+        """log det J with a standard error, by stochastic Lanczos quadrature: products J @ v only, for large d.
+
+        Args:
+            probes: random vectors; the standard error falls as probes^(-1/2).
+            steps: Lanczos steps per probe; the error of the quadrature falls exponentially in steps / sqrt(condition).
+            seed: of the random vectors.
+
+        The value is differentiable once; its gradient is an unbiased estimate too, up to the same quadrature error.
+
+        Raises:
+            InvalidInputError: the matrices are not positive semidefinite by construction.
+
+        >>> from nablanets import GradNetM
+        >>> J = GradNetM(200, 10, monotone=True, linear="diagonal").jacobian(torch.randn(2, 200))
+        >>> estimate = J.logdet_estimate(probes=64)
+        >>> bool(((estimate.value - J.logdet()).abs() < 5 * estimate.standard_error).all())
+        True
+        """
+        if not self.positive_semidefinite:
+            raise InvalidInputError(
+                "logdet_estimate: the Lanczos method needs a matrix that is positive definite by construction. Build "
+                "the map with monotone=True, or use logdet()."
+            )
+        return estimate_logdet(self, probes=probes, steps=steps, seed=seed)
+
+    def solve(self, b: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
+        """J^{-1} b.
+
+        Raises:
+            SingularJacobianError: a matrix is singular, by structure or numerically.
+        """
+        dense = self.dense()
+        if self.positive_semidefinite:
+            factor, info = torch.linalg.cholesky_ex(dense)
+            self._refuse_singular(info != 0)
+            return torch.cholesky_solve(b.unsqueeze(-1), factor).squeeze(-1)
+        solution, info = torch.linalg.solve_ex(dense, b.unsqueeze(-1))
+        self._refuse_singular(info != 0)
+        return solution.squeeze(-1)
+
+    def eigvalsh(self) -> Float[Tensor, "*batch d"]:
+        """Eigenvalues in ascending order."""
+        return torch.linalg.eigvalsh(self.dense())
+
+    def __add__(self, other: SymmetricOperator) -> SymmetricOperator:
+        return SumOperator(self, other)
+
+    def __mul__(self, factor: float | Tensor) -> SymmetricOperator:
+        return self.scale(factor)
+
+    __rmul__ = __mul__
+
+    def __neg__(self) -> SymmetricOperator:
+        return self.scale(-1.0)
+
+    def _refuse_singular(self, singular: Tensor) -> None:
+        if bool(singular.any()):
+            raise SingularJacobianError(
+                f"{int(singular.sum())} of {max(1, self.batch_shape.numel())} Jacobians are numerically singular. A "
+                "positive definite linear term (linear=True) keeps the Jacobian of a monotone map invertible."
+            )
+
+
+class SumOperator(SymmetricOperator):
+    """The sum of two operators of different kinds."""
+
+    def __init__(self, left: SymmetricOperator, right: SymmetricOperator) -> None:
+        self.left, self.right = left, right
+        self.features = left.features
+        self.batch_shape = torch.broadcast_shapes(left.batch_shape, right.batch_shape)
+        self.positive_semidefinite = left.positive_semidefinite and right.positive_semidefinite
+
+    @property
+    def reference(self) -> Tensor:
+        return self.left.reference
+
+    def _product(self, v: Tensor) -> Tensor:
+        return self.left @ v + self.right @ v
+
+    def dense(self) -> Tensor:
+        return self.left.dense() + self.right.dense()
+
+    def diagonal(self) -> Tensor:
+        return self.left.diagonal() + self.right.diagonal()
+
+    def trace(self) -> Tensor:
+        return self.left.trace() + self.right.trace()
+
+    def scale(self, factor: float | Tensor) -> SymmetricOperator:
+        return SumOperator(self.left.scale(factor), self.right.scale(factor))
+
+    def congruence(self, a: Tensor) -> SymmetricOperator:
+        return SumOperator(self.left.congruence(a), self.right.congruence(a))

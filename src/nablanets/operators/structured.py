@@ -1,0 +1,224 @@
+r"""Operators known by their structure,
+
+.. math:: J = \mathrm{diag}(m) + \sum_k U_k^\top \mathrm{diag}(c_k)\, U_k,
+
+closed under sums, scalings and congruences A^T J A.
+
+Costs per sample in multiply-adds, for one shared factor U of shape (h, d): product 2hd, trace h, diagonal hd, dense
+hd(d+1)/2, log-determinant dense + d^3/6 and its derivative d^3/3 + hd(d+1), or k^3 with k < d rows beside a positive
+diagonal (Woodbury).
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from nablanets.errors import ShapeError, SingularJacobianError
+from nablanets.operators.base import SumOperator, SymmetricOperator
+from nablanets.operators.packing import pack, pack_diagonal, unpack
+
+# Up to this size a batch of dense W^T D W is one product with the rows vech(w_i w_i^T).
+_VECH_FEATURES = 64
+_NO_BATCH = torch.Size()
+
+
+class GramTerm(NamedTuple):
+    """U^T diag(c) U with a factor U shared by the batch, (k, d), or one per sample, (*batch, k, d)."""
+
+    factor: Tensor
+    weights: Float[Tensor, "*batch k"]
+
+    def product(self, v: Tensor) -> Tensor:
+        if self.factor.ndim == 2:
+            return ((v @ self.factor.mT) * self.weights) @ self.factor
+        inner = torch.einsum("...kd,...d->...k", self.factor, v) * self.weights
+        return torch.einsum("...kd,...k->...d", self.factor, inner)
+
+    def dense(self) -> Tensor:
+        return self.factor.mT @ (self.weights.unsqueeze(-1) * self.factor)
+
+    def packed(self) -> Tensor:
+        """vech of the dense form: one product for the whole batch where the factor is shared."""
+        if self.factor.ndim > 2:
+            return pack(self.dense())
+        factor = self.factor.contiguous()
+        return self.weights @ pack(factor.unsqueeze(-1) * factor.unsqueeze(-2))
+
+    def diagonal(self) -> Tensor:
+        squares = self.factor.square()
+        if self.factor.ndim == 2:
+            return self.weights @ squares
+        return torch.einsum("...k,...kd->...d", self.weights, squares)
+
+    def trace(self) -> Tensor:
+        return (self.weights * self.factor.square().sum(dim=-1)).sum(dim=-1)
+
+    def congruence(self, a: Tensor) -> GramTerm:
+        return GramTerm(self.factor @ a, self.weights)
+
+
+class StructuredOperator(SymmetricOperator):
+    """diag(shift) + sum of Gram terms.
+
+    Args:
+        features: d.
+        terms: the Gram terms.
+        shift: a diagonal of shape broadcastable to (*batch, d), or None. With ``positive_semidefinite`` it must be
+            strictly positive.
+        positive_semidefinite: promise that all weights and the shift are of one sign, or that their sum is.
+        batch_shape: of the operator, where weights and shift, equal for all samples, have none themselves.
+
+    >>> w, c = torch.eye(2, dtype=torch.double), torch.tensor([[1.0, 2.0]], dtype=torch.double)
+    >>> J = StructuredOperator(2, (GramTerm(w, c),), positive_semidefinite=True)
+    >>> J.dense().tolist(), J.trace().tolist()
+    ([[[1.0, 0.0], [0.0, 2.0]]], [3.0])
+    >>> ones = torch.ones(1, 2, dtype=torch.double)
+    >>> torch.allclose(J.solve(J @ ones), ones)
+    True
+    """
+
+    def __init__(
+        self,
+        features: int,
+        terms: tuple[GramTerm, ...],
+        shift: Tensor | None = None,
+        *,
+        positive_semidefinite: bool = False,
+        batch_shape: torch.Size = _NO_BATCH,
+    ) -> None:
+        self.features = features
+        self.terms = terms
+        self.shift = shift
+        self.positive_semidefinite = positive_semidefinite
+        shapes = [term.weights.shape[:-1] for term in terms] + ([] if shift is None else [shift.shape[:-1]])
+        self.batch_shape = torch.broadcast_shapes(batch_shape, *shapes)
+
+    @property
+    def reference(self) -> Tensor:
+        return self.terms[0].weights if self.shift is None else self.shift
+
+    @property
+    def rank_bound(self) -> int:
+        """Upper bound of the rank of the Gram terms."""
+        return sum(term.weights.shape[-1] for term in self.terms)
+
+    def _product(self, v: Tensor) -> Tensor:
+        total = sum((term.product(v) for term in self.terms), torch.zeros_like(v))
+        return total if self.shift is None else total + self.shift * v
+
+    def dense(self) -> Tensor:
+        if self._packs:
+            return unpack(self.packed(), self.features).expand(self.shape)
+        d = self.features
+        matrix = self.reference.new_zeros(d, d) if self.shift is None else torch.diag_embed(self.shift)
+        for term in self.terms:
+            matrix = matrix + term.dense()
+        return matrix.expand(self.shape)
+
+    @property
+    def _packs(self) -> bool:
+        """Whether a large batch of small matrices is best made packed."""
+        return 1 < self.features <= _VECH_FEATURES and self.batch_shape.numel() > self.features
+
+    def packed(self) -> Tensor:
+        if not self._packs:
+            return super().packed()
+        parts = [term.packed() for term in self.terms]
+        if self.shift is not None:
+            parts.append(pack_diagonal(self.shift))
+        return sum(parts[1:], parts[0])
+
+    def diagonal(self) -> Tensor:
+        parts = [term.diagonal() for term in self.terms] + ([] if self.shift is None else [self.shift])
+        return sum(parts[1:], parts[0]).expand(*self.batch_shape, self.features)
+
+    def trace(self) -> Tensor:
+        """The traces, in O(k) per sample beyond the row norms of shared factors, which are computed once."""
+        parts = [term.trace() for term in self.terms]
+        if self.shift is not None:
+            parts.append(self.shift.sum(dim=-1))
+        return sum(parts[1:], parts[0]).expand(self.batch_shape)
+
+    def logdet(self) -> Tensor:
+        self._refuse_structural_rank()
+        if not self._low_rank:
+            return super().logdet()
+        _, shift, _, capacitance = self._woodbury()
+        sign, value = torch.linalg.slogdet(capacitance)
+        self._refuse_singular(sign == 0)
+        return (value + shift.log().sum(dim=-1)).expand(self.batch_shape)
+
+    def solve(self, b: Tensor) -> Tensor:
+        self._refuse_structural_rank()
+        if not self._low_rank:
+            return super().solve(b)
+        factor, shift, weights, capacitance = self._woodbury()
+        start = b / shift
+        inner = weights * torch.einsum("...kd,...d->...k", factor, start)
+        correction, info = torch.linalg.solve_ex(capacitance, inner.unsqueeze(-1))
+        self._refuse_singular(info != 0)
+        return start - torch.einsum("...kd,...k->...d", factor, correction.squeeze(-1)) / shift
+
+    @property
+    def _low_rank(self) -> bool:
+        return self.shift is not None and self.positive_semidefinite and self.rank_bound < self.features
+
+    def _woodbury(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Stacked factor U, shift S, weights C, and I + C U S^{-1} U^T, whose determinant is det J / det S."""
+        if self.shift is None:
+            raise ShapeError("Woodbury's identity needs a diagonal term.")
+        batch = self.batch_shape if any(t.factor.ndim > 2 for t in self.terms) or self.shift.ndim > 1 else ()
+        factor = torch.cat([t.factor.expand(*batch, *t.factor.shape[-2:]) for t in self.terms], dim=-2)
+        weights = torch.cat([t.weights.expand(*self.batch_shape, t.weights.shape[-1]) for t in self.terms], dim=-1)
+        gram = (factor / self.shift.unsqueeze(-2)) @ factor.mT
+        identity = torch.eye(self.rank_bound, dtype=weights.dtype, device=weights.device)
+        return factor, self.shift, weights, identity + weights.unsqueeze(-1) * gram
+
+    def _refuse_structural_rank(self) -> None:
+        if self.shift is None and self.rank_bound < self.features:
+            raise SingularJacobianError(
+                f"This Jacobian has rank at most {self.rank_bound} in {self.features} dimensions, so its determinant "
+                "is zero for every x and it has no inverse. Keep the linear term of the map (linear=True, the "
+                f"default), or use at least {self.features} hidden units."
+            )
+
+    def scale(self, factor: float | Tensor) -> StructuredOperator:
+        scalar = factor.unsqueeze(-1) if isinstance(factor, Tensor) else factor
+        terms = tuple(GramTerm(t.factor, t.weights * scalar) for t in self.terms)
+        shift = None if self.shift is None else self.shift * scalar
+        psd = self.positive_semidefinite and isinstance(factor, float | int) and factor > 0
+        return self._with(terms, shift, positive_semidefinite=psd)
+
+    def congruence(self, a: Tensor) -> StructuredOperator:
+        if a.ndim == 1:
+            terms = tuple(GramTerm(t.factor * a, t.weights) for t in self.terms)
+            shift = None if self.shift is None else self.shift * a.square()
+            return self._with(terms, shift)
+        terms = tuple(term.congruence(a) for term in self.terms)
+        if self.shift is not None:
+            terms = (*terms, GramTerm(a, self.shift))
+        return self._with(terms, None, features=a.shape[-1])
+
+    def _with(self, terms: tuple[GramTerm, ...], shift: Tensor | None, **changes: Any) -> StructuredOperator:
+        """An operator with other parts that keeps what is not changed."""
+        arguments: dict[str, Any] = {
+            "features": self.features,
+            "positive_semidefinite": self.positive_semidefinite,
+            "batch_shape": self.batch_shape,
+        }
+        return StructuredOperator(terms=terms, shift=shift, **{**arguments, **changes})
+
+    def __add__(self, other: SymmetricOperator) -> SymmetricOperator:
+        if not isinstance(other, StructuredOperator):
+            return SumOperator(self, other)
+        shifts = [s for s in (self.shift, other.shift) if s is not None]
+        return self._with(
+            self.terms + other.terms,
+            sum(shifts[1:], shifts[0]) if shifts else None,
+            positive_semidefinite=self.positive_semidefinite and other.positive_semidefinite,
+            batch_shape=torch.broadcast_shapes(self.batch_shape, other.batch_shape),
+        )
