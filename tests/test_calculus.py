@@ -2,42 +2,87 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 import torch
 from scipy.optimize import minimize
 from torch.testing import assert_close
 
-from nablanets import GradNetC, GradNetM, Quadratic, constrain, fit
+from nablanets import (
+    Conjugate,
+    GradientMap,
+    GradNetC,
+    GradNetM,
+    GradNetMixture,
+    Quadratic,
+    constrain,
+    fit,
+    potential_between,
+)
 from nablanets.baselines import icnn_gradient
 from nablanets.errors import ConvergenceError, InvalidInputError, SingularJacobianError
 from nablanets.maps import Sum
 from nablanets.newton import solve_monotone
 from nablanets.parameters import inverse_softplus
+from tests import checks
 from tests.cases import CASES, D
 
 DTYPE = torch.float64
 
 
-def _random_map(seed: int) -> GradNetC | GradNetM:
+DIMENSIONS = (1, 2, 3, 5, 8, 16, 32, 64, 128, 256)
+ELEMENTWISE = ("wtanh", "softplus", "spline", "relu", "squareplus", "tanh", "sigmoid")
+GROUPS = ("wsoftmax", "softmax", "pnorm", "radial")
+
+
+def _random_map(seed: int) -> GradientMap:
+    """A monotone C, M or mixture of any size, with parameters moved and stretched at random, and trained if odd."""
     torch.manual_seed(seed)
-    d = [1, 2, 3, 8, 32, 64][seed % 6]
-    activation = ["wtanh", "softplus", "spline", "relu", "squareplus"][seed % 5]
-    if seed % 2:
-        net = GradNetC(d, 5 + seed % 11, 1 + seed % 4, activation=activation, monotone=True)
+    draw = random.Random(seed)
+    d, kind = draw.choice(DIMENSIONS), seed % 3
+    linear = draw.choice([True, True, "diagonal", 1])
+    if kind == 0:
+        net: GradientMap = GradNetC(
+            d, draw.randint(1, 40), draw.randint(1, 4), draw.choice(ELEMENTWISE), monotone=True, linear=linear
+        )
+    elif kind == 1:
+        activation = draw.choice(GROUPS + ELEMENTWISE)
+        net = GradNetM(d, draw.randint(2, 16), draw.randint(1, 4), activation, monotone=True, linear=linear)
     else:
-        net = GradNetM(d, 5, 2, activation=["wsoftmax", "pnorm", "radial", activation][seed % 4], monotone=True)
+        experts = [
+            Quadratic(d, monotone=True),
+            GradNetC(d, 4, 2, "tanh", monotone=True, linear=linear),
+            GradNetM(d, 4, 2, monotone=True, linear=linear),
+        ]
+        net = GradNetMixture(experts[: draw.randint(1, 3)], sharpness=draw.uniform(0.2, 4))
     with torch.no_grad():
         for p in net.parameters():
-            p.mul_(1 + seed % 3).add_(0.3 * torch.randn_like(p))
+            p.mul_(draw.uniform(0.5, 3)).add_(0.3 * torch.randn_like(p))
     return net.double()
 
 
-@pytest.mark.parametrize("seed", range(60))
-def test_inverse_round_trips(seed):
-    net = _random_map(seed)
-    x = 2 * torch.randn(4, net.features, dtype=DTYPE)
-    with torch.no_grad():
-        assert float((net.inverse(net(x)) - x).abs().max()) < 1e-9
+def _train(net: GradientMap, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(64, net.features, dtype=DTYPE, generator=generator)
+    optimizer = torch.optim.Adam(net.parameters(), 0.03)
+    for _ in range(15):
+        optimizer.zero_grad()
+        (net(x) - 3 * torch.sin(x) - x).square().sum(dim=-1).mean().backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("first", range(0, 1000, 50))
+def test_inverse_round_trips(first):
+    """1,000 maps in all, half of them trained, d from 1 to 256."""
+    for seed in range(first, first + 50):
+        net = _random_map(seed)
+        if seed % 2:
+            _train(net, seed)
+        x = 2 * torch.randn(4, net.features, dtype=DTYPE)
+        with torch.no_grad():
+            error = float((net.inverse(net(x)) - x).abs().max())
+        assert error < 1e-9, f"map {seed}: {error:.1e}"
 
 
 def test_inverse_where_undamped_newton_diverges():
@@ -200,3 +245,111 @@ def test_bounds_hold_throughout_training():
     lower, upper = net.curvature_bounds()
     assert 0 < float(lower) <= float(eigenvalues.min())
     assert float(eigenvalues.max()) <= float(upper) < float("inf")
+
+
+def test_a_failed_solve_is_reported_per_sample():
+    net = GradNetC(3, 5, monotone=True).double()
+    x = torch.randn(4, 3, dtype=DTYPE)
+    y = net(x).detach()
+    y[2] = torch.nan
+    solution = net.solve(y, throw=False)
+    assert solution.converged.tolist() == [True, True, False, True]
+    assert_close(solution.value[[0, 1, 3]], x[[0, 1, 3]])
+    assert bool((solution.residual[[0, 1, 3]] < 1e-12).all())
+    with pytest.raises(ConvergenceError, match="1 of 4 solves"):
+        net.solve(y)
+    assert not bool(net.solve(net(x), max_steps=0, throw=False).converged.any())
+
+
+CONJUGATE_CHECKS = (
+    checks.shapes, checks.samples_are_independent, checks.potential_along_paths, checks.operator,
+    checks.inverse_operations, checks.monotone, checks.nothing_is_changed, checks.copies, checks.second_derivatives,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("check", CONJUGATE_CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize(
+    "build",
+    [lambda: GradNetC(D, 5, 2, monotone=True), lambda: GradNetM(D, 4, 2, monotone=True)],
+    ids=["C", "M"],
+)
+def test_the_conjugate_is_a_gradient_map(build, check):
+    torch.manual_seed(0)
+    check(Conjugate(build().double()))
+
+
+def test_conjugate_against_closed_forms():
+    quadratic = Quadratic(3, monotone=True).double()
+    y = torch.randn(5, 3, dtype=DTYPE)
+    matrix = quadratic.jacobian(y).dense()
+    conjugate = Conjugate(quadratic)
+    assert_close(conjugate(y), torch.linalg.solve(matrix, y.unsqueeze(-1)).squeeze(-1))
+    assert_close(conjugate.potential(y), (conjugate(y) * y).sum(-1) / 2)
+    assert_close(conjugate.jacobian(y).dense(), torch.linalg.inv(matrix))
+    assert_close(Conjugate(conjugate)(y), quadratic(y))
+    bounds, inverse_bounds = quadratic.curvature_bounds(), conjugate.curvature_bounds()
+    assert_close(torch.stack(inverse_bounds), torch.stack([1 / bounds[1], 1 / bounds[0]]))
+    for flat in (GradNetC(3, 2, monotone=True, linear=False), GradNetC(3, 2)):
+        with pytest.raises(InvalidInputError, match="strongly monotone"):
+            Conjugate(flat)
+
+
+def test_maps_without_structure_are_solved_by_products_alone():
+    """An ICNN potential in 100 dimensions: no dense Jacobian is ever made, and derivatives are implicit."""
+    d = 100
+    net = (icnn_gradient(d, 8) + 0.5 * Quadratic(d, 0, monotone=True)).double()
+    x = torch.randn(3, d, dtype=DTYPE)
+    jacobian = net.jacobian(x)
+    assert jacobian.matrix_free
+    jacobian.dense = lambda: pytest.fail("a dense Jacobian was made")
+    v = torch.randn(3, d, dtype=DTYPE)
+    with torch.no_grad():
+        assert_close(jacobian @ jacobian.solve(v), v, rtol=1e-10, atol=1e-10)
+        assert float((net.inverse(net(x)) - x).abs().max()) < 1e-9
+        p = net.prox(x, 2.0)
+        assert_close(p + 2.0 * net(p), x, rtol=1e-10, atol=1e-10)
+    y = net(x).detach().requires_grad_()
+    (gradient,) = torch.autograd.grad((net.inverse(y) * v).sum(), y)
+    assert_close(gradient, torch.linalg.solve(net.jacobian(x).dense(), v), rtol=1e-7, atol=1e-7)
+
+
+def test_a_direction_without_curvature_is_refused_by_products():
+    flat = icnn_gradient(100, 2).double()
+    with torch.no_grad():
+        for p in flat.parameters():
+            p.zero_()
+    with pytest.raises(SingularJacobianError, match="numerically singular"):
+        flat.jacobian(torch.randn(2, 100, dtype=DTYPE)).solve(torch.ones(2, 100, dtype=DTYPE))
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_path_integrals_give_the_potential(case):
+    net = case.build().double()
+    a, b = torch.randn(2, 5, D, dtype=DTYPE)
+    with torch.no_grad():
+        rise = net.potential_between(a, b)
+        expected = net.potential(b) - net.potential(a)
+        # An estimate may be small by luck at one point, but not at all of them.
+        quadrature = torch.cat([net.quadrature_gap(a), net.quadrature_gap(b)]).abs().max()
+    assert bool(((rise.value - expected).abs() <= 2 * rise.error + 2 * quadrature + 1e-11 * (1 + expected.abs())).all())
+
+
+def test_path_integrals_of_other_peoples_fields():
+    rise = potential_between(lambda x: 3 * x**2, torch.zeros(4, 2, dtype=DTYPE), torch.ones(2, dtype=DTYPE))
+    assert_close(rise.value, torch.full((4,), 2.0, dtype=DTYPE))
+    kink = potential_between(lambda x: (x > 0.3).double(), torch.zeros(1, dtype=DTYPE), torch.ones(1, dtype=DTYPE))
+    assert 0 < abs(float(kink.value) - 0.7) <= float(kink.error)  # a jump is not integrated exactly, and says so
+
+
+@pytest.mark.parametrize("activation", ["softmax", "wsoftmax"])
+def test_softmax_modules_use_the_diameter_of_their_directions(activation):
+    """Directions with a common part: softmax does not see it, and the bound must not either."""
+    net = GradNetM(8, 6, 2, activation, monotone=True, linear=False).double()
+    with torch.no_grad():
+        net.projection.add_(5 * torch.randn(8, 1, 1, dtype=DTYPE))
+    lower, upper = net.curvature_bounds()
+    spectral = 2 * 2 * torch.linalg.matrix_norm(net.weight, 2).square().max()
+    x = torch.randn(20_000, 8, dtype=DTYPE)
+    observed = net.jacobian(x).eigvalsh()
+    assert 0 <= float(lower) <= float(observed.min()) + 1e-12
+    assert float(observed.max()) <= float(upper) < 0.2 * float(spectral)

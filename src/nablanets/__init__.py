@@ -4,6 +4,7 @@ from nablanets import baselines, verify
 from nablanets.activations import ElementwiseActivation, GroupActivation, GroupDerivative, register_activation
 from nablanets.errors import NablaError
 from nablanets.maps import (
+    Conjugate,
     Constrained,
     FromPotential,
     GradientMap,
@@ -18,12 +19,14 @@ from nablanets.maps import (
     from_potential,
 )
 from nablanets.operators import SymmetricOperator
+from nablanets.quadrature import potential_between
 from nablanets.serialization import load, savable
 from nablanets.training import FitResult, FitSettings, fit
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Conjugate",
     "Constrained",
     "ElementwiseActivation",
     "FitResult",
@@ -46,6 +49,7 @@ __all__ = [
     "fit",
     "from_potential",
     "load",
+    "potential_between",
     "register_activation",
     "savable",
     "verify",

@@ -21,7 +21,8 @@ class Solvable(Protocol):
     """What the solver needs of a map."""
 
     def __call__(self, x: Tensor) -> Tensor: ...
-    def jacobian(self, x: Tensor) -> SymmetricOperator: ...
+    def value_and_jacobian(self, x: Tensor) -> tuple[Tensor, SymmetricOperator]: ...
+    def rows(self, index: Tensor) -> Solvable: ...
     def along(self, x: Tensor, p: Tensor) -> Callable[[Tensor], Tensor]: ...
 
 
@@ -79,9 +80,11 @@ def solve_monotone(
     """
     shape, d = y.shape, y.shape[-1]
     y = y.reshape(-1, d)
+    net = net.rows(torch.arange(len(y), device=y.device))
     x = torch.zeros_like(y) if start is None else start.expand(shape).reshape(-1, d).clone()
     relative = 64 * torch.finfo(y.dtype).eps if tolerance is None else tolerance
     goal = relative * (1 + y.norm(dim=-1))
+    limit = torch.finfo(y.dtype).eps ** 0.5 * (1 + y.norm(dim=-1))
     residual = (net(x) - y).norm(dim=-1)
     iterations = torch.zeros(len(y), dtype=torch.long, device=y.device)
     stalled = torch.zeros_like(iterations)
@@ -89,26 +92,29 @@ def solve_monotone(
         active = ((residual > goal) & (stalled < _STALLED)).nonzero().squeeze(-1)
         if active.numel() == 0:
             break
-        point, target = x[active], y[active]
-        step = -net.jacobian(point).solve(net(point) - target)
-        trial = point + _line_search(net, point, step, target).unsqueeze(-1) * step
-        size = (net(trial) - target).norm(dim=-1)
+        part, point, target = net.rows(active), x[active], y[active]
+        value, jacobian = part.value_and_jacobian(point)
+        step = -jacobian.solve(value - target)
+        trial = point + _line_search(part, point, step, target).unsqueeze(-1) * step
+        size = (part(trial) - target).norm(dim=-1)
         better = size < residual[active]
-        stalled[active] = torch.where(better, 0, stalled[active] + 1)
-        x[active] = torch.where((better | (stalled[active] < _STALLED)).unsqueeze(-1), trial, point)
-        residual[active] = (net(x[active]) - target).norm(dim=-1)
+        # Far from the solution the residual may rise while the convex function falls; near it, rounding is the limit.
+        stalled[active] = torch.where(better | (size > limit[active]), 0, stalled[active] + 1)
+        moves = better | (stalled[active] < _STALLED)
+        x[active] = torch.where(moves.unsqueeze(-1), trial, point)
+        residual[active] = torch.where(moves, size, residual[active])
         iterations[active] += 1
     # At the limit of the arithmetic the residual stalls at a rounding error of f(x), which may be larger than of y.
     rounding = relative * (1 + y.norm(dim=-1) + _term_size(net, x))
     batch = shape[:-1]
-    limit = torch.finfo(y.dtype).eps ** 0.5 * (1 + y.norm(dim=-1))
     converged = residual <= torch.maximum(goal, torch.minimum(rounding, limit))
     return Solution(x.reshape(shape), iterations.reshape(batch), residual.reshape(batch), converged.reshape(batch))
 
 
 def _term_size(net: Solvable, x: Tensor) -> Tensor:
     """The size of what adds up to f(x): |J||x| as the part that depends on x."""
-    return (net.jacobian(x) @ x).norm(dim=-1) + (net(x) - net(torch.zeros_like(x))).norm(dim=-1)
+    value, jacobian = net.value_and_jacobian(x)
+    return (jacobian @ x).norm(dim=-1) + (value - net(torch.zeros_like(x))).norm(dim=-1)
 
 
 def _line_search(net: Solvable, x: Tensor, p: Tensor, y: Tensor) -> Tensor:

@@ -21,13 +21,12 @@ from torch import Tensor
 
 from nablanets.errors import InvalidInputError, VerificationError, check_finite, check_points
 from nablanets.maps import GradientMap
-from nablanets.quadrature import gauss_legendre
+from nablanets.quadrature import MOST_PANELS, PANELS, line_integral
 
 Field = Callable[[Tensor], Tensor]
 
 #: Largest relative error that rounding explains, by dtype.
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3, torch.bfloat16: 1e-1, torch.float16: 1e-1}
-_PATH_NODES, _PATH_PANELS, _MOST_PANELS = 16, 8, 128
 #: Corners that loop checks use, since finely structured fields need many nodes along each side.
 _LOOP_CORNERS = 16
 #: A circulation this many times the estimated quadrature error is taken for one (fields with kinks integrate poorly).
@@ -67,23 +66,7 @@ def potential_quadrature_error(net: GradientMap, x: Tensor) -> float:
     return _relative(torch.func.grad(lambda points: net.quadrature_gap(points).sum())(x), net(x))
 
 
-def line_integral(f: Field, start: Tensor, end: Tensor, *, panels: int = _PATH_PANELS) -> Tensor:
-    """The integral of f along the segments from start to end, (*, d) each, by composite Gauss-Legendre quadrature.
-
-    >>> work = line_integral(lambda x: 2 * x, torch.zeros(3), torch.ones(3))
-    >>> round(float(work), 5)
-    3.0
-    """
-    nodes, weights = gauss_legendre(_PATH_NODES, start)
-    offsets = torch.arange(panels, dtype=start.dtype, device=start.device)
-    t = ((offsets.unsqueeze(-1) + nodes) / panels).flatten()
-    w = (weights / panels).repeat(panels)
-    step = end - start
-    points = start.unsqueeze(-2) + t.unsqueeze(-1) * step.unsqueeze(-2)
-    return torch.einsum("...td,...d,t->...", f(points), step, w)
-
-
-def circulations(f: Field, x: Tensor, *, panels: int = _PATH_PANELS) -> Tensor:
+def circulations(f: Field, x: Tensor, *, panels: int = PANELS) -> Tensor:
     """Circulations of f around triangles of consecutive points x (n, d), over max |f| times the perimeter."""
     corners = [x, x.roll(1, dims=0), x.roll(2, dims=0), x]
     work = sum(line_integral(f, a, b, panels=panels) for a, b in itertools.pairwise(corners))
@@ -91,7 +74,7 @@ def circulations(f: Field, x: Tensor, *, panels: int = _PATH_PANELS) -> Tensor:
     return work / _positive(perimeter * f(x).norm(dim=-1).max())
 
 
-def loop_error(f: Field, x: Tensor, *, panels: int = _PATH_PANELS) -> float:
+def loop_error(f: Field, x: Tensor, *, panels: int = PANELS) -> float:
     """The largest |circulation| around triangles of consecutive points, over max |f| times the perimeter.
 
     Zero for a gradient, up to rounding and quadrature; of order one for a rotation.
@@ -99,7 +82,7 @@ def loop_error(f: Field, x: Tensor, *, panels: int = _PATH_PANELS) -> float:
     return float(circulations(f, x, panels=panels).detach().abs().max())
 
 
-def loop_quadrature_error(f: Field, x: Tensor, *, panels: int = _PATH_PANELS) -> float:
+def loop_quadrature_error(f: Field, x: Tensor, *, panels: int = PANELS) -> float:
     """Estimate of the quadrature error in :func:`loop_error`, by halving the panels."""
     difference = circulations(f, x, panels=panels) - circulations(f, x, panels=panels // 2)
     return float(difference.detach().abs().max())
@@ -107,8 +90,8 @@ def loop_quadrature_error(f: Field, x: Tensor, *, panels: int = _PATH_PANELS) ->
 
 def resolving_panels(f: Field, x: Tensor, tolerance: float) -> int:
     """Panels per side with which the quadrature error of loops falls below the tolerance, or the most that is tried."""
-    panels = _PATH_PANELS
-    while panels < _MOST_PANELS and loop_quadrature_error(f, x, panels=panels) > tolerance / _QUADRATURE_MARGIN:
+    panels = PANELS
+    while panels < MOST_PANELS and loop_quadrature_error(f, x, panels=panels) > tolerance / _QUADRATURE_MARGIN:
         panels *= 4
     return panels
 

@@ -109,6 +109,10 @@ class GroupActivation(GradientActivation):
     ``potential`` maps ``(*, h)`` to ``(*)``; the Jacobian is diagonal plus low rank, see :class:`GroupDerivative`.
     """
 
+    #: Whether the Jacobian is a combination of covariances diag(p) - p p^T of probabilities p, each counted with
+    #: 1/2 in the slopes (as for softmax). Such Jacobians ignore what all units have in common.
+    covariance: ClassVar[bool] = False
+
     @abstractmethod
     def derivative(self, z: Float[Tensor, "*batch h"]) -> GroupDerivative:
         """The symmetric Jacobian of s at z."""

@@ -16,6 +16,7 @@ class Softmax(GroupActivation):
     r"""s = softmax(z), :math:`\psi = \mathrm{LSE}(z)`, Jacobian diag(p) - p p^T with eigenvalues in [0, 1/2]."""
 
     slopes = (0.0, 0.5)
+    covariance = True
 
     def forward(self, z: Tensor) -> Tensor:
         return torch.softmax(z, dim=-1)
@@ -37,6 +38,8 @@ class WSoftmax(GroupActivation):
     s = a softmax(z) - b softmax(-z), :math:`\psi = a\,\mathrm{LSE}(z) + b\,\mathrm{LSE}(-z)`.
     a and b are scalars per group; positive (softplus) if monotone, else free. Initial a = b = 1 (our choice).
     """
+
+    covariance = True
 
     def __init__(self, units: Sequence[int] = (), *, monotone: bool = False) -> None:
         super().__init__(units, monotone=monotone)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from jaxtyping import Float
@@ -13,8 +14,10 @@ from torch import Tensor, nn
 
 from nablanets import serialization
 from nablanets.errors import InvalidInputError, ShapeError, check_points
-from nablanets.newton import solve_monotone
-from nablanets.operators import StructuredOperator, SymmetricOperator
+from nablanets.maps.solved import Resolvent, solve
+from nablanets.newton import Solution
+from nablanets.operators import SymmetricOperator
+from nablanets.quadrature import PathIntegral, potential_between
 from nablanets.serialization import savable
 
 
@@ -118,47 +121,76 @@ class GradientMap(nn.Module, ABC):
         most = torch.linalg.eigvalsh(upper)[-1] if bool(torch.isfinite(upper).all()) else upper.new_tensor(torch.inf)
         return (least.clamp(min=0) if self.monotone else least), most
 
-    def inverse(self, y: Float[Tensor, "*batch d"], *, tolerance: float | None = None) -> Float[Tensor, "*batch d"]:
-        """The x with f(x) = y, for strongly monotone f; differentiable in y and the parameters, also twice.
+    def solve(
+        self,
+        y: Float[Tensor, "*batch d"],
+        *,
+        tolerance: float | None = None,
+        max_steps: int = 100,
+        throw: bool = True,
+    ) -> Solution:
+        """Solve f(x) = y for strongly monotone f by damped Newton steps; see :class:`nablanets.newton.Solution`.
+
+        The value is differentiable in y and the parameters (implicitly), also twice.
+
+        Args:
+            y: right-hand sides.
+            tolerance: of |f(x) - y|, relative to 1 + |y|; 64 roundings if None.
+            max_steps: Newton steps at most.
+            throw: raise if a sample did not converge; else look at ``converged`` and ``residual`` of the result.
 
         Raises:
             InvalidInputError: the map is not monotone by construction.
             SingularJacobianError: it is monotone, but not strongly.
-            ConvergenceError: the iteration failed; ``newton.solve_monotone`` returns what it reached.
+            ConvergenceError: some samples did not converge, and ``throw``.
+
+        >>> from nablanets import Quadratic
+        >>> solution = Quadratic(3, monotone=True).double().solve(torch.ones(5, 3, dtype=torch.double))
+        >>> bool(solution.converged.all()), int(solution.iterations.max())
+        (True, 1)
+        """
+        check_points(y, self.features, owner=type(self).__name__, name="y")
+        if not self.monotone:
+            raise InvalidInputError(
+                f"{type(self).__name__}: the map is not monotone by construction, so f(x) = y may have no or many "
+                "solutions. Build it with monotone=True; or use prox(y, step) with a small step."
+            )
+        return solve(self, y, differentiable=self._differs_in(y), tolerance=tolerance, max_steps=max_steps, throw=throw)
+
+    def _differs_in(self, y: Tensor) -> bool:
+        return y.requires_grad or any(p.requires_grad for p in self.parameters())
+
+    def inverse(self, y: Float[Tensor, "*batch d"], *, tolerance: float | None = None) -> Float[Tensor, "*batch d"]:
+        """The x with f(x) = y: the value of :meth:`solve`, which tells about errors.
 
         >>> from nablanets import GradNetC
         >>> net, x = GradNetC(3, 8, monotone=True).double(), torch.randn(5, 3, dtype=torch.double)
         >>> torch.allclose(net.inverse(net(x)), x)
         True
         """
-        check_points(y, self.features, owner=type(self).__name__, name="y")
-        if not self.monotone:
-            raise InvalidInputError(
-                f"{type(self).__name__}.inverse: the map is not monotone by construction, so f(x) = y may have no or "
-                "many solutions. Build it with monotone=True; or use prox(y, step) with a small step."
-            )
-        return self._solve(y, tolerance)
-
-    def _solve(self, y: Tensor, tolerance: float | None) -> Tensor:
-        x = solve_monotone(self, y, tolerance=tolerance).require()
-        if torch.is_grad_enabled() and (y.requires_grad or any(p.requires_grad for p in self.parameters())):
-            # Each differentiable Newton step at the solution doubles the order of derivatives that are exact.
-            for _ in range(2):
-                x = x - self._jacobian(x).solve(self._forward(x) - y)
-        return x
+        return self.solve(y, tolerance=tolerance).value
 
     def conjugate(self, y: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch"]:
-        """The convex conjugate F*(y) = max_x x.y - F(x); its gradient is ``inverse(y)``, its Hessian J(x)^{-1}."""
+        """The convex conjugate F*(y) = max_x x.y - F(x). :class:`Conjugate` is its gradient map, f^{-1}."""
         x = self.inverse(y)
         return (x * y).sum(dim=-1) - self.potential(x)
 
-    def prox(self, y: Float[Tensor, "*batch d"], step: float = 1.0) -> Float[Tensor, "*batch d"]:
+    def prox(
+        self, y: Float[Tensor, "*batch d"], step: float = 1.0, *, tolerance: float | None = None
+    ) -> Float[Tensor, "*batch d"]:
         """The proximal point argmin_x F(x) + |x - y|^2 / (2 step), the resolvent (I + step f)^{-1}(y).
 
         Defined for monotone f and any step > 0, and for others if step * curvature > -1 by ``curvature_bounds``.
+        Differentiable as :meth:`solve` is.
 
         Raises:
             InvalidInputError: the step is not positive, or too large for the map's negative curvature.
+
+        >>> from nablanets import GradNetC
+        >>> net, y = GradNetC(3, 8, monotone=True).double(), torch.randn(5, 3, dtype=torch.double)
+        >>> x = net.prox(y, step=0.5)
+        >>> torch.allclose(x + 0.5 * net(x), y)
+        True
         """
         check_points(y, self.features, owner=type(self).__name__, name="y")
         if not step > 0:
@@ -169,7 +201,26 @@ class GradientMap(nn.Module, ABC):
                 f"prox: with curvature down to {lower:.3g} the proximal point is unique for steps below "
                 f"{-1 / lower:.3g} only, got {step}. Choose a smaller step, or a monotone map."
             )
-        return Sum([IdentityMap(self.features), Scale(self, step)])._solve(y, None)
+        differs = self._differs_in(y)
+        return solve(
+            Resolvent(self, step), y, differentiable=differs, tolerance=tolerance, max_steps=100, throw=True
+        ).value
+
+    def potential_between(
+        self, start: Float[Tensor, "*batch d"], end: Float[Tensor, "*batch d"], *, tolerance: float | None = None
+    ) -> PathIntegral:
+        """F(end) - F(start) by the path integral of f, with an error estimate: independent of ``potential``.
+
+        See :func:`nablanets.quadrature.potential_between`, which takes any field.
+        """
+        for name, point in (("start", start), ("end", end)):
+            check_points(point, self.features, owner=type(self).__name__, name=name)
+        return potential_between(self, start, end, tolerance=tolerance)
+
+    def rows(self, index: Tensor) -> GradientMap:
+        """The map for some samples of a flattened batch: itself, unless its parameters differ from sample to sample."""
+        parts = {n: part for n, child in self.named_children() if (part := _rows(child, index)) is not child}
+        return self if not parts else _with_children(self, parts)
 
     def save(self, path: str | Path) -> None:
         """Write architecture and weights to a safetensors file; :func:`nablanets.load` reads it back."""
@@ -194,27 +245,23 @@ class GradientMap(nn.Module, ABC):
         return Sum([self, Scale(other, -1.0)]) if isinstance(other, GradientMap) else NotImplemented
 
 
-@savable
-class IdentityMap(GradientMap):
-    """f(x) = x, the gradient of |x|^2 / 2."""
+def _rows(module: nn.Module, index: Tensor) -> nn.Module:
+    if isinstance(module, GradientMap):
+        return module.rows(index)
+    if isinstance(module, nn.ModuleList):
+        parts = [_rows(child, index) for child in module]
+        return module if all(new is old for new, old in zip(parts, module, strict=True)) else nn.ModuleList(parts)
+    return module
 
-    def __init__(self, features: int) -> None:
-        super().__init__(features, monotone=True)
 
-    def config(self) -> dict[str, Any]:
-        return {"features": self.features}
+M = TypeVar("M", bound=nn.Module)
 
-    def _forward(self, x: Tensor) -> Tensor:
-        return x.clone()
 
-    def _potential(self, x: Tensor) -> Tensor:
-        return x.square().sum(dim=-1) / 2
-
-    def _jacobian(self, x: Tensor) -> SymmetricOperator:
-        return StructuredOperator(self.features, (), torch.ones_like(x), positive_semidefinite=True)
-
-    def curvature_envelope(self) -> tuple[Tensor, Tensor]:
-        return torch.eye(self.features), torch.eye(self.features)
+def _with_children(module: M, children: dict[str, nn.Module]) -> M:
+    """A shallow copy of a module with some of its children replaced."""
+    other = copy.copy(module)
+    other._modules = {**module._modules, **children}
+    return other
 
 
 @savable

@@ -134,9 +134,27 @@ class GradNetM(GradientNetwork):
         gain = (self._scale() * self._sharpness()).unsqueeze(-1)
         bounds = torch.stack([gain * b.to(gain) for b in self.units.slope_interval()])
         low, high = torch.nan_to_num(bounds, nan=0.0, posinf=torch.inf, neginf=-torch.inf).sort(dim=0).values
+        if isinstance(self.units, GroupActivation) and self.units.covariance:
+            spread = _covariance_bound(self.weight)
+            return (low.unsqueeze(-1) * spread).sum(dim=0), (high.unsqueeze(-1) * spread).sum(dim=0)
         shape = self.weight.shape[:2]
         lower, upper = (torch.einsum("mhi,mh,mhj->ij", self.weight, b.expand(shape), self.weight) for b in (low, high))
         return lower, upper
+
+
+def _covariance_bound(weight: Tensor) -> Tensor:
+    """Per module a matrix above twice the covariance of the rows w_i under any probabilities, (M, d, d).
+
+    Two hold: the Gram matrix of the centred rows, since diag(p) - p p^T <= 1/2, and diam^2 / 2, since the variance of
+    numbers in an interval is at most a quarter of its squared length. The one of smaller norm is taken.
+    """
+    centred = weight - weight.mean(dim=1, keepdim=True)
+    gram = centred.mT @ centred
+    distances = torch.cdist(weight, weight, compute_mode="donot_use_mm_for_euclid_dist")
+    radius = distances.amax(dim=(1, 2)).square() / 2
+    ball = radius[:, None, None] * torch.eye(weight.shape[-1], dtype=weight.dtype, device=weight.device)
+    norm = torch.linalg.matrix_norm(centred.float() if weight.dtype.itemsize < 4 else centred, ord=2).square()
+    return torch.where((norm < radius)[:, None, None], gram, ball)
 
 
 def _initial_scale(num_modules: int, monotone: bool) -> Tensor:

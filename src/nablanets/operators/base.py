@@ -7,12 +7,14 @@ vectors: ``J @ v`` is the batch of products, for ``v`` of the batch shape of ``J
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from nablanets.errors import InvalidInputError, ShapeError, SingularJacobianError
+from nablanets.operators.cg import conjugate_gradients
 from nablanets.operators.determinant import spd_logdet
 from nablanets.operators.lanczos import LogdetEstimate, estimate_logdet
 from nablanets.operators.packing import pack
@@ -40,6 +42,11 @@ class SymmetricOperator(ABC):
     @abstractmethod
     def reference(self) -> Tensor:
         """A tensor of the operator's dtype, on its device."""
+
+    @property
+    def matrix_free(self) -> bool:
+        """Whether products are so much cheaper than the dense form that solves use nothing else."""
+        return False
 
     @abstractmethod
     def _product(self, v: Tensor) -> Tensor:
@@ -121,9 +128,13 @@ class SymmetricOperator(ABC):
     def solve(self, b: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
         """J^{-1} b.
 
+        Derivatives are exact to any order; to first order where the operator is ``matrix_free``.
+
         Raises:
             SingularJacobianError: a matrix is singular, by structure or numerically.
         """
+        if self.matrix_free and self.positive_semidefinite:
+            return self._solve_by_products(b)
         dense = self.dense()
         if self.positive_semidefinite:
             factor, info = torch.linalg.cholesky_ex(dense)
@@ -132,6 +143,12 @@ class SymmetricOperator(ABC):
         solution, info = torch.linalg.solve_ex(dense, b.unsqueeze(-1))
         self._refuse_singular(info != 0)
         return solution.squeeze(-1)
+
+    def _solve_by_products(self, b: Tensor) -> Tensor:
+        b = b.expand(torch.broadcast_shapes(b.shape, self.shape[:-1]))
+        x, failed = conjugate_gradients(self, b)
+        self._refuse_singular(failed)
+        return x + _Correction.apply(b - self @ x, self) if torch.is_grad_enabled() else x
 
     def eigvalsh(self) -> Float[Tensor, "*batch d"]:
         """Eigenvalues in ascending order."""
@@ -156,6 +173,19 @@ class SymmetricOperator(ABC):
             )
 
 
+class _Correction(torch.autograd.Function):
+    """r -> J^{-1} r for a residual r that is zero to rounding: nothing is added, but derivatives pass."""
+
+    @staticmethod
+    def forward(ctx: Any, residual: Tensor, operator: SymmetricOperator) -> Tensor:
+        ctx.operator = operator
+        return torch.zeros_like(residual)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return ctx.operator.solve(grad), None
+
+
 class SumOperator(SymmetricOperator):
     """The sum of two operators of different kinds."""
 
@@ -168,6 +198,10 @@ class SumOperator(SymmetricOperator):
     @property
     def reference(self) -> Tensor:
         return self.left.reference
+
+    @property
+    def matrix_free(self) -> bool:
+        return self.left.matrix_free or self.right.matrix_free
 
     def _product(self, v: Tensor) -> Tensor:
         return self.left @ v + self.right @ v

@@ -9,6 +9,9 @@ from torch import Tensor
 
 from nablanets.operators.base import SymmetricOperator
 
+# Up to this size the dense form, d forward-mode derivatives at once, is cheap enough to solve with.
+_DENSE_FEATURES = 64
+
 
 class HessianOperator(SymmetricOperator):
     """The Jacobian of ``gradient`` at ``x`` by forward-mode differentiation, for maps without a structured form.
@@ -26,6 +29,10 @@ class HessianOperator(SymmetricOperator):
     @property
     def reference(self) -> Tensor:
         return self.x
+
+    @property
+    def matrix_free(self) -> bool:
+        return self.features > _DENSE_FEATURES
 
     def _product(self, v: Tensor) -> Tensor:
         batch = torch.broadcast_shapes(v.shape, self.x.shape)
@@ -61,6 +68,10 @@ class CongruenceOperator(SymmetricOperator):
     @property
     def reference(self) -> Tensor:
         return self.inner.reference
+
+    @property
+    def matrix_free(self) -> bool:
+        return self.inner.matrix_free
 
     def _product(self, v: Tensor) -> Tensor:
         return (self.inner @ (v @ self.matrix.mT)) @ self.matrix
