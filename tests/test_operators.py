@@ -177,9 +177,14 @@ def test_logdet_estimate_is_unbiased_within_its_error_and_differentiable():
         assert bool(((estimate.value - exact).abs() < 4 * estimate.standard_error).all())
     assert bool((fine.standard_error < 0.1 * coarse.standard_error).all())
     parameters = [net.projection, net.linear.diagonal_raw]
-    truth = torch.cat([g.flatten() for g in torch.autograd.grad(exact.sum(), parameters, retain_graph=True)])
-    estimated = torch.cat([g.flatten() for g in torch.autograd.grad(fine.value.sum(), parameters)])
-    assert float((estimated - truth).norm() / truth.norm()) < 0.05
+
+    def gradient(value):
+        return torch.cat([g.flatten() for g in torch.autograd.grad(value.sum(), parameters, retain_graph=True)])
+
+    truth = gradient(exact)
+    few, many = (float((gradient(e.value) - truth).norm() / truth.norm()) for e in (coarse, fine))
+    assert many < 0.15  # 2,000 probes against 8: the error falls with the square root, by 16
+    assert few / many > 8
 
 
 def test_logdet_estimate_is_exact_where_the_krylov_space_is_exhausted():
