@@ -1,4 +1,4 @@
-"""Two-dimensional gradient fields with known potentials: the first experiments of "Gradient Networks"."""
+"""Gradient fields with known potentials; the two-dimensional ones are the first experiments of "Gradient Networks"."""
 
 from __future__ import annotations
 
@@ -9,25 +9,33 @@ import torch
 from torch import Tensor
 
 
-class Field2D(ABC):
-    """A gradient field on the unit square with its potential."""
+class Field(ABC):
+    """A gradient field on the unit cube of d = ``features`` dimensions with its potential."""
 
     name: ClassVar[str]
     formula: ClassVar[str]
     convex: ClassVar[bool]
+    features: int
+    dtype: torch.dtype = torch.float32
 
     @abstractmethod
     def potential(self, x: Tensor) -> Tensor:
-        """F at points (*, 2)."""
+        """F at points (*, d)."""
 
     @abstractmethod
     def gradient(self, x: Tensor) -> Tensor:
-        """grad F at points (*, 2)."""
+        """grad F at points (*, d)."""
 
     def sample(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Uniform points of the square, (count, 2), and the gradients there."""
-        x = torch.rand(count, 2, generator=generator)
+        """Uniform points of the cube, (count, d), and the gradients there."""
+        x = torch.rand(count, self.features, generator=generator, dtype=self.dtype)
         return x, self.gradient(x)
+
+
+class Field2D(Field):
+    """A gradient field on the unit square."""
+
+    features = 2
 
 
 class ConvexField(Field2D):
