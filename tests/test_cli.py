@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -122,6 +123,15 @@ def test_a_model_that_breaks_its_promise_fails_verification(capsys, tmp_path):
     assert call(capsys, "verify", tmp_path / "m.safetensors")[0] == 1
 
 
+def test_export(capsys, tmp_path):
+    GradNetM(2, 4).save(tmp_path / "m.safetensors")
+    out = tmp_path / "field.py"
+    code, printed, _ = call(capsys, "export", tmp_path / "m.safetensors", "--format", "numpy", "--out", out)
+    assert code == 0
+    assert "field.weights.npz: differs from the map by" in printed
+    assert runpy.run_path(str(out))["potential"](np.zeros((5, 2))).shape == (5,)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -140,6 +150,8 @@ def test_a_model_that_breaks_its_promise_fails_verification(capsys, tmp_path):
         (["fit", "samples.csv", "--out", "samples.csv/m.safetensors", "--steps", "1"], "cannot write"),
         (["apply", "three.safetensors", "samples.csv"], "takes 3 features"),
         (["verify", "mlp.safetensors"], "no gradient map"),
+        (["export", "three.safetensors", "--format", "nunpy", "--out", "f.py"], "'numpy'"),
+        (["export", "three.safetensors", "--format", "numpy", "--out", "f.onnx"], "ends in .py"),
         (["run", "field2d-convex", "--out", "samples.csv/run"], "cannot write"),
     ],
 )
@@ -176,6 +188,7 @@ FLAGS = {
     },
     "apply": {"--out", "--x-columns", "--g-columns"},
     "verify": {"--points", "--x-columns"},
+    "export": {"--format", "--out"},
 }  # fmt: skip
 
 

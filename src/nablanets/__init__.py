@@ -3,6 +3,7 @@
 from nablanets import baselines, verify
 from nablanets.activations import ElementwiseActivation, GroupActivation, GroupDerivative, register_activation
 from nablanets.errors import NablaError
+from nablanets.interop import Exported, export
 from nablanets.maps import (
     Conjugate,
     Constrained,
@@ -29,6 +30,7 @@ __all__ = [
     "Conjugate",
     "Constrained",
     "ElementwiseActivation",
+    "Exported",
     "FitResult",
     "FitSettings",
     "FromPotential",
@@ -46,6 +48,7 @@ __all__ = [
     "SymmetricOperator",
     "baselines",
     "constrain",
+    "export",
     "fit",
     "from_potential",
     "load",

@@ -23,6 +23,7 @@ from nablanets.experiments.base import override
 from nablanets.experiments.report import results_table, write_report
 from nablanets.experiments.runner import run_experiment
 from nablanets.experiments.store import RunFolder
+from nablanets.interop import export as export_map
 from nablanets.maps import GradientMap, GradNetC, GradNetM
 from nablanets.serialization import load, save
 from nablanets.tables import read_table, select_columns, write_table
@@ -203,6 +204,17 @@ def verify(
     console.print(certificate.table())
     if not certificate.passed:
         raise typer.Exit(1)
+
+
+@app.command()
+def export(
+    model: Path,
+    format: Annotated[str, typer.Option(help="numpy (.py and .weights.npz), onnx (.onnx), or torch (two .pt2).")],
+    out: Annotated[Path, typer.Option(help="File to write, with the ending of the format.")],
+) -> None:
+    """Write a model and its potential for programs that do not know this package."""
+    result = export_map(_load_map(model), out, format)
+    console.print(f"{', '.join(map(str, result.files))}: {result.check}", soft_wrap=True, highlight=False)
 
 
 def _load_map(path: Path) -> GradientMap:

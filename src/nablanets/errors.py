@@ -48,6 +48,10 @@ class DataFileError(NablaError):
     """A data file cannot be read or written."""
 
 
+class ExportError(NablaError):
+    """A map cannot be written for another program."""
+
+
 class RunFolderError(NablaError):
     """A run folder cannot be used."""
 
