@@ -29,7 +29,7 @@ class Format(NamedTuple):
 
     suffix: str
     write: Callable[[GradientMap, Tensor, Path], tuple[Path, ...]]
-    evaluate: Callable[[tuple[Path, ...], Tensor], "tuple[Tensor, Tensor] | str"]
+    evaluate: Callable[[tuple[Path, ...], Tensor], tuple[Tensor, Tensor] | str]
 
 
 FORMATS = {

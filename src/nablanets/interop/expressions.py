@@ -83,7 +83,7 @@ EXPRESSIONS: dict[str, str | Callable[..., str]] = {
     **{f"aten.{name}": "np.broadcast_to({self}, {shape})" for name in ("expand.default", "expand_as.default")},
     **{f"aten.{name}": "{self}.astype({dtype})" for name in ("to.dtype", "_to_copy.default")},
     **{f"aten.{name}.default": "{self}" for name in ("alias", "contiguous", "detach")},
-    "aten._softmax.default": "_softmax({self}, {dim})",
+    "aten._softmax.default": "_softmax_along({self}, {dim})",
     "aten.add.Tensor": _scaled("{self} + {scale}{other}", "alpha"),
     "aten.add.Scalar": _scaled("{self} + {scale}{other}", "alpha"),
     "aten.addcmul.default": _scaled("{self} + {scale}{tensor1} * {tensor2}", "value"),
@@ -127,7 +127,7 @@ EXPRESSIONS: dict[str, str | Callable[..., str]] = {
     "aten.select.int": _select,
     "aten.sigmoid.default": "_sigmoid({self})",
     "aten.slice.Tensor": _slice,
-    "aten.softmax.int": "_softmax({self}, {dim})",
+    "aten.softmax.int": "_softmax_along({self}, {dim})",
     "aten.softplus.default": "_softplus({self}, {beta}, {threshold})",
     "aten.stack.default": "np.stack({tensors}, axis={dim})",
     "aten.sub.Scalar": _scaled("{self} - {scale}{other}", "alpha"),
@@ -166,8 +166,8 @@ def _sigmoid(z):
     small = np.exp(-np.abs(z))
     return np.where(z >= 0, 1, small) / (1 + small)
 ''',
-    "_softmax": '''
-def _softmax(z, axis):
+    "_softmax_along": '''
+def _softmax_along(z, axis):
     """exp(z) / sum(exp(z)) without overflow."""
     exponentials = np.exp(z - z.max(axis=axis, keepdims=True))
     return exponentials / exponentials.sum(axis=axis, keepdims=True)

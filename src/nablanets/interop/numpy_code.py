@@ -78,18 +78,22 @@ def _place(node: fx.Node) -> str:
 def _code(value: Any) -> Any:
     """An argument of an operation as code; numbers stay numbers."""
     if isinstance(value, fx.Node):
-        if value.op != "call_function":
-            return str(value.target)
-        if not _is_operation(value):
-            return _size(value.meta["val"])
-        return _expression(value) if _in_place(value) else value.name
+        return _value(value)
     if isinstance(value, list | tuple):
         return Items(_code(item) for item in value)
     if isinstance(value, torch.dtype):
         return f"np.{str(value).removeprefix('torch.').replace('bool', 'bool_')}"
     if isinstance(value, float) and not math.isfinite(value):
-        return "np.nan" if math.isnan(value) else f"{'-' if value < 0 else ''}np.inf"
+        return f"float('{value}')"
     return value
+
+
+def _value(node: fx.Node) -> str:
+    if node.op != "call_function":
+        return str(node.target)
+    if not _is_operation(node):
+        return _size(node.meta["val"])
+    return _expression(node) if _in_place(node) else node.name
 
 
 def _size(size: Any) -> str:

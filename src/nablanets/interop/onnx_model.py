@@ -31,14 +31,21 @@ def write(net: GradientMap, x: Tensor, path: Path) -> tuple[Path, ...]:
 
 
 def _convert(module: nn.Module, x: Tensor, path: Path, owner: str) -> None:
-    names = {"input_names": ["x"], "output_names": ["gradient", "potential"]}
-    shapes = {"x": {0: torch.export.Dim("n")}}
-    # The converter's optimiser drops factors near one and terms near zero, which is too much for float64.
-    options = {"dynamo": True, "optimize": False, "external_data": False, "verbose": False}
     try:
         with _quiet("torch.onnx"):
-            torch.onnx.export(module, (x,), path, dynamic_shapes=shapes, **names, **options)
-    except torch.onnx.errors.OnnxExporterError as error:
+            torch.onnx.export(
+                module,
+                (x,),
+                path,
+                input_names=["x"],
+                output_names=["gradient", "potential"],
+                dynamic_shapes={"x": {0: torch.export.Dim("n")}},
+                dynamo=True,
+                optimize=False,  # it drops factors near one and terms near zero, which is too much for float64
+                external_data=False,
+                verbose=False,
+            )
+    except torch.onnx.OnnxExporterError as error:
         cause = " ".join(str(error.__cause__ or error).split())
         raise ExportError(f"torch.onnx cannot convert this {owner}: {cause[:300]}. Try 'torch' or 'numpy'.") from error
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import keyword
-import os.path
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -22,7 +20,8 @@ _VIEWS = frozenset(
     f"aten.{name}"
     for name in (
         "flatten.using_ints", "mT.default", "movedim.int", "permute.default", "reshape.default", "select.int",
-        "slice.Tensor", "squeeze.dim", "t.default", "transpose.int", "unflatten.int", "unsqueeze.default", "view.default",
+        "slice.Tensor", "squeeze.dim", "t.default", "transpose.int", "unflatten.int", "unsqueeze.default",
+        "view.default",
     )
 )  # fmt: skip
 
@@ -114,7 +113,7 @@ class _Freezing:
         inputs = node.all_input_nodes
         if all(source in self.values for source in inputs):
             arguments = fx.map_arg((node.args, node.kwargs), self.values.__getitem__)
-            self.values[node] = node.target(*arguments[0], **arguments[1])
+            self.values[node] = cast(Callable[..., Any], node.target)(*arguments[0], **arguments[1])
             self.sources[node] = tuple(dict.fromkeys(itertools.chain(*(self.sources[source] for source in inputs))))
         else:
             self.copies[node] = self.graph.node_copy(node, self._copy)
@@ -131,7 +130,7 @@ class _Freezing:
         base = _name(node, self.sources[node])
         key = (base, value.dtype, value.shape, value.numpy().tobytes())
         if key not in self.stored:
-            name = next(n for n in _candidates(base) if n not in self.names and not keyword.iskeyword(n))
+            name = next(n for n in _candidates(base) if n not in self.names)
             self.names |= {name}
             self.root.register_buffer(name, value)
             self.stored[key] = self.graph.create_node("get_attr", name, name=name)
@@ -161,7 +160,7 @@ def _name(node: fx.Node, sources: tuple[str, ...]) -> str:
     paths = [source.removesuffix("_raw").split(".") for source in sources if not source.startswith("lifted_tensor")]
     if len(paths) < 2:
         return "_".join(paths[0]) if paths else "constant"
-    shared = os.path.commonprefix(paths)
+    shared = [parts[0] for parts in itertools.takewhile(lambda parts: len(set(parts)) == 1, zip(*paths, strict=False))]
     own = [part for path in paths for part in path[len(shared) :]] if len(paths) <= 3 else []
     return "_".join([*shared, *own, str(node.target).split(".")[1]])
 
