@@ -24,7 +24,7 @@ def write(net: GradientMap, x: Tensor, path: Path) -> tuple[Path, ...]:
     missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
     if missing:
         raise ExportError(f"ONNX files need {' and '.join(missing)}: pip install 'nablanets[onnx]'.")
-    module = _Lowered(freeze(trace(Both(net), x)))
+    module = _Lowered(freeze(trace(Both(net), x))).eval()
     with atomic_path(path) as temporary:
         _convert(module, x, temporary, type(net).__name__)
     return (path,)
