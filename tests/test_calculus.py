@@ -19,12 +19,15 @@ from nablanets import (
     constrain,
     fit,
     potential_between,
+    verify,
 )
 from nablanets.baselines import icnn_gradient
 from nablanets.errors import ConvergenceError, InvalidInputError, SingularJacobianError
 from nablanets.maps import Sum
 from nablanets.newton import solve_monotone
 from nablanets.parameters import inverse_softplus
+from nablanets.problems.piecewise import PiecewiseQuadratic
+from nablanets.training import initialise_from_data
 from tests import checks
 from tests.cases import CASES, D
 
@@ -353,3 +356,18 @@ def test_softmax_modules_use_the_diameter_of_their_directions(activation):
     observed = net.jacobian(x).eigvalsh()
     assert 0 <= float(lower) <= float(observed.min()) + 1e-12
     assert float(observed.max()) <= float(upper) < 0.2 * float(spectral)
+
+
+def test_curvature_bounds_are_nearly_tight_in_high_dimension():
+    """A GradNet-C trained on the 256-dimensional field of the paper, against the largest curvature that ascent finds."""
+    field = PiecewiseQuadratic(256)
+    x, g = field.sample(4000, torch.Generator().manual_seed(1))
+    net = GradNetC(256, 500, 4, monotone=True)
+    initialise_from_data(net, x)
+    fit(net, x, g, steps=300, batch_size=100, learning_rate=2e-3, progress=False)
+    with torch.no_grad():
+        start = x[net.jacobian(x[:200]).eigvalsh()[:, -1].topk(4).indices]
+        upper = float(net.curvature_bounds()[1])
+    observed = verify.sought_curvature(net, start)
+    assert observed <= upper * (1 + 1e-5)
+    assert upper < 1.2 * observed
