@@ -28,6 +28,9 @@ class GradientActivation(nn.Module, ABC):
     #: Eigenvalues of the Jacobian of ``s`` lie in this interval for every ``z`` (parameter-free activations).
     slopes: ClassVar[tuple[float, float]] = (-math.inf, math.inf)
 
+    #: Bound of |s(z)| for every ``z``: of each entry if elementwise, of the Euclidean norm if a group.
+    bound: ClassVar[float] = math.inf
+
     def __init__(self, units: Sequence[int] = (), *, monotone: bool = False) -> None:
         super().__init__()
         self.units = tuple(units)
@@ -42,6 +45,10 @@ class GradientActivation(nn.Module, ABC):
         """Lower and upper bound of the eigenvalues of the Jacobian of ``s``, valid for every ``z``."""
         lower, upper = self.slopes
         return torch.tensor(lower), torch.tensor(upper)
+
+    def value_bound(self) -> Tensor:
+        """Bound of |s(z)|, valid for every ``z``: of each entry if elementwise, of the Euclidean norm if a group."""
+        return torch.tensor(self.bound)
 
     @abstractmethod
     def forward(self, z: Tensor) -> Tensor:

@@ -41,6 +41,7 @@ class Tanh(ElementwiseActivation):
     r"""s(z) = tanh z, :math:`\psi = \log\cosh z`."""
 
     slopes = (0.0, 1.0)
+    bound = 1.0
 
     def forward(self, z: Tensor) -> Tensor:
         return torch.tanh(z)
@@ -96,6 +97,7 @@ class Sigmoid(ElementwiseActivation):
     r"""s(z) = 1 / (1 + e^-z), :math:`\psi = \log(1 + e^z)`."""
 
     slopes = (0.0, 0.25)
+    bound = 1.0
 
     def forward(self, z: Tensor) -> Tensor:
         return torch.sigmoid(z)
@@ -195,6 +197,7 @@ class Sine(ElementwiseActivation):
     r"""s(z) = sin z, :math:`\psi = -\cos z`; not increasing, for oscillating fields."""
 
     slopes = (-1.0, 1.0)
+    bound = 1.0
 
     def forward(self, z: Tensor) -> Tensor:
         return torch.sin(z)
@@ -210,6 +213,7 @@ class Gaussian(ElementwiseActivation):
     r"""s(z) = e^{-z^2/2}, :math:`\psi = \sqrt{\pi/2}\,\mathrm{erf}(z/\sqrt2)`; not increasing, for local features."""
 
     slopes = (-math.exp(-0.5), math.exp(-0.5))
+    bound = 1.0
 
     def forward(self, z: Tensor) -> Tensor:
         return torch.exp(-z.square() / 2)

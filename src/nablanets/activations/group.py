@@ -17,6 +17,7 @@ class Softmax(GroupActivation):
 
     slopes = (0.0, 0.5)
     covariance = True
+    bound = 1.0
 
     def forward(self, z: Tensor) -> Tensor:
         return torch.softmax(z, dim=-1)
@@ -53,6 +54,10 @@ class WSoftmax(GroupActivation):
         halves = torch.cat(self.weights(), dim=-1) / 2
         return halves.clamp(max=0).sum(-1, keepdim=True), halves.clamp(min=0).sum(-1, keepdim=True)
 
+    def value_bound(self) -> Tensor:
+        a, b = self.weights()
+        return a.abs() + b.abs()
+
     def forward(self, z: Tensor) -> Tensor:
         a, b = self.weights()
         return a * torch.softmax(z, dim=-1) - b * torch.softmax(-z, dim=-1)
@@ -75,8 +80,11 @@ class WSoftmax(GroupActivation):
 class PNorm(GroupActivation):
     r"""Gradient of the smoothed norm :math:`\psi = (1 + \sum_i |z_i|^p)^{1/p}`, p >= 2.
 
-    Jacobian eigenvalues in [0, p - 1]: psi is a norm of (z, 1), so it is convex.
+    Jacobian eigenvalues in [0, p - 1]: psi is a norm of (z, 1), so it is convex; |s| <= 1 in the dual norm, which for
+    p >= 2 is at least the Euclidean one.
     """
+
+    bound = 1.0
 
     def __init__(self, units: Sequence[int] = (), *, monotone: bool = False, p: float = 4.0) -> None:
         super().__init__(units, monotone=monotone)
@@ -119,6 +127,7 @@ class Radial(GroupActivation):
     """
 
     slopes = (0.0, 1.0)
+    bound = 1.0
 
     def __init__(self, units: Sequence[int] = (), *, monotone: bool = False) -> None:
         super().__init__(units, monotone=monotone)

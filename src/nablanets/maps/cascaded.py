@@ -104,13 +104,6 @@ class GradNetC(GradientNetwork):
     def quadrature_gap(self, x: Tensor) -> Tensor:
         return self.ridge.quadrature_gap(x @ self.weight.mT).sum(dim=-1)
 
-    def along(self, x: Tensor, p: Tensor) -> Callable[[Tensor], Tensor]:
-        """With W x and W p computed once, each t costs O(L h)."""
-        u, v, constant = x @ self.weight.mT, p @ self.weight.mT, p @ self.bias
-        linear = None if self.linear is None else self.linear.along(x, p)
-
-        def slope(t: Tensor) -> Tensor:
-            value = (self.ridge(u + t.unsqueeze(-1) * v) * v).sum(dim=-1) + constant
-            return value if linear is None else value + linear(t)
-
-        return slope
+    def _core_along(self, x: Tensor, p: Tensor) -> Callable[[Tensor], Tensor]:
+        u, v = x @ self.weight.mT, p @ self.weight.mT
+        return lambda t: (self.ridge(u + t.unsqueeze(-1) * v) * v).sum(dim=-1)

@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
 from torch import Tensor, nn
 
-from nablanets.activations import (
-    ActivationSpec,
-    ElementwiseActivation,
-    GroupActivation,
-    GroupDerivative,
-    make_activation,
-)
-from nablanets.maps.network import GradientNetwork
+from nablanets.activations import ActivationSpec, GroupDerivative
+from nablanets.maps.modules import ModularNetwork, difference_scales
 from nablanets.maps.quadratic import LinearSpec
-from nablanets.operators import GramTerm, StructuredOperator
-from nablanets.parameters import constrained, inverse_softplus, softplus, units_last
+from nablanets.operators import StructuredOperator
+from nablanets.parameters import constrained, inverse_softplus
 from nablanets.serialization import savable
 
 
 @savable
-class GradNetM(GradientNetwork):
+class GradNetM(ModularNetwork):
     r"""Modular gradient network (mGradNet-M if ``monotone``).
 
     .. math::
@@ -71,40 +63,17 @@ class GradNetM(GradientNetwork):
     ) -> None:
         sizes = {"hidden_features": hidden_features, "num_modules": num_modules}
         super().__init__(features, sizes=sizes, activation=activation, monotone=monotone, linear=linear)
-        self.hidden_features, self.num_modules = hidden_features, num_modules
-        units = make_activation(activation, (num_modules, hidden_features), monotone=monotone)
-        self.units = cast("ElementwiseActivation | GroupActivation", units)
-        bound = features**-0.5
-        weight = torch.empty(num_modules, hidden_features, features).uniform_(-bound, bound)
-        self.projection = nn.Parameter(units_last(weight))
-        self.hidden_bias = nn.Parameter(torch.empty(num_modules, hidden_features).uniform_(-bound, bound))
-        self.scale_raw = nn.Parameter(_initial_scale(num_modules, monotone))
-        self.sharpness_raw = nn.Parameter(torch.full((num_modules,), inverse_softplus(2.0)))
-
-    @property
-    def weight(self) -> Tensor:
-        """W, (M, h, d): a view of ``projection``."""
-        return self.projection.movedim(0, -1)
+        ones = torch.full((num_modules,), inverse_softplus(1.0))
+        self.scale_raw = nn.Parameter(ones if monotone else difference_scales(num_modules))
 
     def _scale(self) -> Tensor:
         return constrained(self.scale_raw, nonnegative=self.monotone)
 
-    def _sharpness(self) -> Tensor:
-        return softplus(self.sharpness_raw)
-
-    def _hidden(self, x: Tensor) -> Tensor:
-        """t_m (W_m x + b_m) of all modules, (*, M, h), as one product."""
-        u = (x @ self.weight.flatten(0, 1).mT).unflatten(-1, (self.num_modules, self.hidden_features))
-        return self._sharpness().unsqueeze(-1) * (u + self.hidden_bias)
-
-    def _core(self, x: Tensor) -> Tensor:
-        s = self._scale().unsqueeze(-1) * self.units(self._hidden(x))
-        return s.flatten(-2) @ self.weight.flatten(0, 1)
+    def _responses(self, z: Tensor) -> Tensor:
+        return self._scale().unsqueeze(-1) * self.units(z)
 
     def _core_potential(self, x: Tensor) -> Tensor:
-        psi = self.units.potential(self._hidden(x))
-        if not isinstance(self.units, GroupActivation):
-            psi = psi.sum(dim=-1)
+        psi = self._module_potentials(self._hidden(x))
         return (self._scale() / self._sharpness() * psi).sum(dim=-1)
 
     def _core_jacobian(self, x: Tensor) -> StructuredOperator:
@@ -112,53 +81,12 @@ class GradNetM(GradientNetwork):
 
     def _core_value_and_jacobian(self, x: Tensor) -> tuple[Tensor, StructuredOperator]:
         value, derivative = self.units.value_and_derivative(self._hidden(x))
-        s = self._scale().unsqueeze(-1) * value
-        return s.flatten(-2) @ self.weight.flatten(0, 1), self._operator(derivative)
+        return self._combine(self._scale().unsqueeze(-1) * value), self._operator(derivative)
 
     def _operator(self, derivative: Tensor | GroupDerivative) -> StructuredOperator:
-        gain = (self._scale() * self._sharpness()).unsqueeze(-1)
-        weight = self.weight.flatten(0, 1)
-        terms: tuple[GramTerm, ...]
-        if isinstance(derivative, GroupDerivative):
-            factor = torch.einsum("...mrh,mhd->...mrd", derivative.factors, self.weight).flatten(-3, -2)
-            terms = (
-                GramTerm(weight, (gain * derivative.diagonal).flatten(-2)),
-                GramTerm(factor, (gain * derivative.weights).flatten(-2)),
-            )
-        else:
-            terms = (GramTerm(weight, (gain * derivative).flatten(-2)),)
+        terms = self._gram_terms(derivative, self._scale() * self._sharpness())
         return StructuredOperator(self.features, terms, positive_semidefinite=self.monotone)
 
     def _core_envelope(self) -> tuple[Tensor, Tensor]:
-        """Per module W^T diag(a t bounds) W, with the slope bounds of each unit, or of the group for all its units."""
         gain = (self._scale() * self._sharpness()).unsqueeze(-1)
-        bounds = torch.stack([gain * b.to(gain) for b in self.units.slope_interval()])
-        low, high = torch.nan_to_num(bounds, nan=0.0, posinf=torch.inf, neginf=-torch.inf).sort(dim=0).values
-        if isinstance(self.units, GroupActivation) and self.units.covariance:
-            spread = _covariance_bound(self.weight)
-            return (low.unsqueeze(-1) * spread).sum(dim=0), (high.unsqueeze(-1) * spread).sum(dim=0)
-        shape = self.weight.shape[:2]
-        lower, upper = (torch.einsum("mhi,mh,mhj->ij", self.weight, b.expand(shape), self.weight) for b in (low, high))
-        return lower, upper
-
-
-def _covariance_bound(weight: Tensor) -> Tensor:
-    """Per module a matrix above twice the covariance of the rows w_i under any probabilities, (M, d, d).
-
-    Two hold: the Gram matrix of the centred rows, since diag(p) - p p^T <= 1/2, and diam^2 / 2, since the variance of
-    numbers in an interval is at most a quarter of its squared length. The one of smaller norm is taken.
-    """
-    centred = weight - weight.mean(dim=1, keepdim=True)
-    gram = centred.mT @ centred
-    distances = torch.cdist(weight, weight, compute_mode="donot_use_mm_for_euclid_dist")
-    radius = distances.amax(dim=(1, 2)).square() / 2
-    ball = radius[:, None, None] * torch.eye(weight.shape[-1], dtype=weight.dtype, device=weight.device)
-    norm = torch.linalg.matrix_norm(centred.float() if weight.dtype.itemsize < 4 else centred, ord=2).square()
-    return torch.where((norm < radius)[:, None, None], gram, ball)
-
-
-def _initial_scale(num_modules: int, monotone: bool) -> Tensor:
-    """Start of a: one if constrained, else alternating signs, so that the net starts as a difference (our choice)."""
-    if monotone:
-        return torch.full((num_modules,), inverse_softplus(1.0))
-    return torch.tensor([1.0, -1.0] * num_modules)[:num_modules]
+        return self._slope_grams((gain, gain))

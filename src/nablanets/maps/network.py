@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -49,6 +50,9 @@ class GradientNetwork(GradientMap):
     @abstractmethod
     def _core_envelope(self) -> tuple[Tensor, Tensor]: ...
 
+    @abstractmethod
+    def _core_along(self, x: Tensor, p: Tensor) -> Callable[[Tensor], Tensor]: ...
+
     def config(self) -> dict[str, Any]:
         return self._config
 
@@ -69,6 +73,14 @@ class GradientNetwork(GradientMap):
         if self.linear is None:
             return y + self.bias, operator
         return y + self.bias + self.linear(x), operator + self.linear.jacobian(x)
+
+    def along(self, x: Tensor, p: Tensor) -> Callable[[Tensor], Tensor]:
+        """The products of x and p with the weights are computed once, so that each t costs O(hidden units)."""
+        core, constant = self._core_along(x, p), p @ self.bias
+        if self.linear is None:
+            return lambda t: core(t) + constant
+        linear = self.linear.along(x, p)
+        return lambda t: core(t) + constant + linear(t)
 
     def curvature_envelope(self) -> tuple[Tensor, Tensor]:
         lower, upper = self._core_envelope()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -73,6 +74,11 @@ class Quadratic(GradientMap):
     def _potential(self, x: Tensor) -> Tensor:
         value = (self._linear(x) * x).sum(dim=-1) / 2
         return value if self.bias is None else value + x @ self.bias
+
+    def along(self, x: Tensor, p: Tensor) -> Callable[[Tensor], Tensor]:
+        """A straight line in t, known after two products."""
+        start, slope = (self._forward(x) * p).sum(dim=-1), (self._linear(p) * p).sum(dim=-1)
+        return lambda t: start + t * slope
 
     def curvature_envelope(self) -> tuple[Tensor, Tensor]:
         matrix = self._jacobian(self.diagonal_raw).dense()

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from nablanets.activations import ActivationSpec, ElementwiseActivation, make_activation
 from nablanets.errors import IllegalActivationError
+from nablanets.intervals import interval_product
 from nablanets.parameters import constrained, inverse_softplus
 from nablanets.quadrature import gauss_legendre
 
@@ -75,42 +76,42 @@ class RidgeCascade(nn.Module):
         alpha, beta = self._scales()
         low = high = torch.zeros_like(beta[0])
         for layer, s in enumerate(cast(Iterable[ElementwiseActivation], self.activations)):
-            inner = torch.stack([beta[layer] + low, beta[layer] + high])
-            slopes = torch.stack([alpha[layer] * bound.to(alpha) for bound in s.slope_interval()])
-            products = torch.nan_to_num(
-                inner.unsqueeze(0) * slopes.unsqueeze(1), nan=0.0, posinf=torch.inf, neginf=-torch.inf
-            )
-            low, high = products.amin(dim=(0, 1)), products.amax(dim=(0, 1))
+            slopes = interval_product((alpha[layer], alpha[layer]), s.slope_interval())
+            low, high = interval_product((beta[layer] + low, beta[layer] + high), slopes)
         return low, high
 
-    def antiderivative(self, u: Tensor) -> Tensor:
-        """Phi(u), zero at u = 0: exact if s is piecewise linear, else by Gauss-Legendre quadrature."""
+    def antiderivative(self, u: Tensor, start: Tensor | None = None) -> Tensor:
+        """The integral of phi from ``start`` (0 if None) to u: exact if s is piecewise linear, else by quadrature."""
         if self._kinks:
-            return self._piecewise_linear_integral(u)
-        return self._quadrature(u, self.quadrature_nodes)
+            return self._piecewise_linear_integral(torch.zeros_like(u) if start is None else start.expand_as(u), u)
+        return self._quadrature(u, start, self.quadrature_nodes)
 
-    def quadrature_gap(self, u: Tensor) -> Tensor:
-        """Change of Phi(u) when half as many nodes are used: an estimate, from above, of its quadrature error."""
+    def quadrature_gap(self, u: Tensor, start: Tensor | None = None) -> Tensor:
+        """Change of the integral when half as many nodes are used: an estimate, from above, of its quadrature error."""
         if self._kinks:
             return torch.zeros_like(u)
-        return self.antiderivative(u) - self._quadrature(u, self.quadrature_nodes // 2)
+        return self.antiderivative(u, start) - self._quadrature(u, start, self.quadrature_nodes // 2)
 
-    def _quadrature(self, u: Tensor, count: int) -> Tensor:
+    def _quadrature(self, u: Tensor, start: Tensor | None, count: int) -> Tensor:
         nodes, weights = gauss_legendre(count, u)
-        return u * torch.einsum("...nh,n->...h", self(u.unsqueeze(-2) * nodes.unsqueeze(-1)), weights)
+        width = u if start is None else u - start
+        points = width.unsqueeze(-2) * nodes.unsqueeze(-1)
+        if start is not None:
+            points = points + start.unsqueeze(-2)
+        return width * torch.einsum("...nh,n->...h", self(points), weights)
 
-    def _piecewise_linear_integral(self, u: Tensor) -> Tensor:
-        """The integral of phi over [0, u], split wherever some z_l passes a kink; midpoints are then exact.
+    def _piecewise_linear_integral(self, start: Tensor, u: Tensor) -> Tensor:
+        """The integral of phi over [start, u], split wherever some z_l passes a kink; midpoints are then exact.
 
         Layer by layer: between known splits z_l is linear, so its crossing follows from the values at both ends.
         """
-        splits = torch.stack([torch.zeros_like(u), u])
+        splits = torch.stack([start, u])
         for layer in range(1, self.num_layers + 1):
             for kink in self._kinks:
                 distance = self._layers(splits, layer)[0] - kink
-                start, end = distance[:-1], distance[1:]
-                crosses = start * end < 0
-                fraction = torch.where(crosses, start / torch.where(crosses, start - end, torch.ones_like(u)), 1.0)
+                left, right = distance[:-1], distance[1:]
+                crosses = left * right < 0
+                fraction = torch.where(crosses, left / torch.where(crosses, left - right, torch.ones_like(u)), 1.0)
                 crossing = splits[:-1] + fraction * splits.diff(dim=0)
                 splits = torch.cat([torch.stack([splits[:-1], crossing], dim=1).flatten(0, 1), splits[-1:]])
         middle = (splits[1:] + splits[:-1]) / 2
@@ -121,7 +122,7 @@ def _elementwise(spec: ActivationSpec, units: int, monotone: bool) -> Elementwis
     activation = make_activation(spec, (units,), monotone=monotone)
     if not isinstance(activation, ElementwiseActivation):
         raise IllegalActivationError(
-            f"GradNetC takes elementwise activations only, got the group activation {spec!r}: alpha and beta scale "
+            f"a cascade takes elementwise activations only, got the group activation {spec!r}: alpha and beta scale "
             "each unit by itself, so a group activation inside the cascade would make the Jacobian asymmetric. Use "
             "GradNetM for group activations."
         )
