@@ -1,0 +1,63 @@
+"""Learnable transformations of one variable with their first two derivatives in closed form."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from nablanets.intervals import Interval
+from nablanets.maps.modules import difference_scales
+from nablanets.parameters import constrained, inverse_softplus, softplus
+
+#: Arguments at which the sigmoids start to be spread, and their steepness there.
+_SPREAD, _STEEPNESS = 2.0, 2.0
+
+
+class Transformation(nn.Module):
+    r"""M functions rho_m of one variable each, with a sum of K sigmoids as the derivative,
+
+    .. math:: \rho'(v) = a_0 + \sum_{k=1}^K a_k \sigma(q_k v + c_k), \qquad
+        \rho(v) = a_0 v + \sum_k \frac{a_k}{q_k} \log(1 + e^{q_k v + c_k}), \qquad q_k > 0 \text{ (softplus)}.
+
+    With ``monotone`` all a >= 0 (softplus), so rho is convex and nondecreasing on the whole line. All methods act on
+    (*, M). Sums of sigmoids approximate every continuous rho' on an interval; the family and its start are our choice.
+    """
+
+    def __init__(self, count: int, num_sigmoids: int, *, monotone: bool) -> None:
+        super().__init__()
+        self.monotone = monotone
+        level = torch.full((count,), inverse_softplus(0.5)) if monotone else 0.5 * difference_scales(count)
+        step = torch.full((count, num_sigmoids), 1 / num_sigmoids)
+        knots = _SPREAD * (torch.arange(num_sigmoids) + 0.5) / num_sigmoids
+        self.level_raw = nn.Parameter(level)
+        self.step_raw = nn.Parameter(inverse_softplus(step) if monotone else difference_scales(count)[:, None] * step)
+        self.steepness_raw = nn.Parameter(torch.full((count, num_sigmoids), inverse_softplus(_STEEPNESS)))
+        self.offset = nn.Parameter((-_STEEPNESS * knots).repeat(count, 1))
+
+    def _coefficients(self) -> tuple[Tensor, Tensor, Tensor]:
+        """a_0 (M), a_k and q_k (M, K)."""
+        level = constrained(self.level_raw, nonnegative=self.monotone)
+        return level, constrained(self.step_raw, nonnegative=self.monotone), softplus(self.steepness_raw)
+
+    def forward(self, v: Tensor) -> Tensor:
+        """rho(v)."""
+        level, steps, steepness = self._coefficients()
+        return level * v + (steps / steepness * softplus(v.unsqueeze(-1) * steepness + self.offset)).sum(dim=-1)
+
+    def derivatives(self, v: Tensor) -> tuple[Tensor, Tensor]:
+        """rho'(v) and rho''(v)."""
+        level, steps, steepness = self._coefficients()
+        s = torch.sigmoid(v.unsqueeze(-1) * steepness + self.offset)
+        return level + (steps * s).sum(dim=-1), (steps * steepness * s * (1 - s)).sum(dim=-1)
+
+    def derivative(self, v: Tensor) -> Tensor:
+        """rho'(v)."""
+        level, steps, steepness = self._coefficients()
+        return level + (steps * torch.sigmoid(v.unsqueeze(-1) * steepness + self.offset)).sum(dim=-1)
+
+    def derivative_intervals(self) -> tuple[Interval, Interval]:
+        """Bounds of rho'(v) and of rho''(v) for every v, of shape (M) each."""
+        level, steps, steepness = self._coefficients()
+        down, up = steps.clamp(max=0), steps.clamp(min=0)
+        first = level + down.sum(dim=-1), level + up.sum(dim=-1)
+        return first, ((down * steepness).sum(dim=-1) / 4, (up * steepness).sum(dim=-1) / 4)
