@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -158,7 +159,7 @@ class GradientMap(nn.Module, ABC):
         return solve(self, y, differentiable=self._differs_in(y), tolerance=tolerance, max_steps=max_steps, throw=throw)
 
     def _differs_in(self, y: Tensor) -> bool:
-        return y.requires_grad or any(p.requires_grad for p in self.parameters())
+        return y.requires_grad or any(t.requires_grad for t in chain(self.parameters(), self.buffers()))
 
     def inverse(self, y: Float[Tensor, "*batch d"], *, tolerance: float | None = None) -> Float[Tensor, "*batch d"]:
         """The x with f(x) = y: the value of :meth:`solve`, which tells about errors.

@@ -1,0 +1,243 @@
+"""Gradient maps that depend on a context: f(x; c), a gradient in x for every c."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from nablanets import serialization
+from nablanets.activations import ActivationSpec, normalise_spec
+from nablanets.errors import ShapeError, check_points, check_positive_int
+from nablanets.intervals import interval_product
+from nablanets.maps.base import GradientMap
+from nablanets.maps.conditioner import Conditioner, Modulation
+from nablanets.maps.quadratic import LinearSpec, make_linear_term
+from nablanets.maps.ridge import RidgeCascade
+from nablanets.operators import GramTerm, StructuredOperator, SymmetricOperator
+from nablanets.parameters import units_last
+from nablanets.serialization import savable
+
+
+@savable
+class ConditionalGradNet(nn.Module):
+    r"""A network f(x; c) that is the gradient in x of a potential F(x; c), for every context c.
+
+    .. math:: f(x; c) = W^\top [a(c) \odot \phi(W x + \delta(c))] + b(c) \; (+ A x),
+
+    with the elementwise cascade phi of GradNetC. A small MLP with SiLU units, the conditioner, computes a (positive
+    if ``monotone``), delta and b. ``given(c)`` is a :class:`~nablanets.GradientMap` with all that belongs to one;
+    ``net(x, c)`` is its value.
+
+    Args:
+        features: d.
+        context_features: k, the dimension of c. Contexts should be of order one.
+        hidden_features: h.
+        num_layers: layers of the cascade.
+        activation: an elementwise activation.
+        monotone: convex in x for every c.
+        linear: the linear term A, which does not depend on c: True, a rank, "diagonal", or False.
+        conditioner_width: units of each hidden layer of the conditioner.
+        conditioner_depth: its number of hidden layers.
+
+    Shapes:
+        x ``(*, d)`` and c ``(k)``, one context for all, or ``(*, k)``, broadcast against x -> f(x; c) ``(*, d)``.
+
+    Raises:
+        IllegalActivationError: a group activation, or one that is not increasing in a monotone net.
+
+    >>> net = ConditionalGradNet(3, 2, 16, monotone=True).double()
+    >>> x, c = torch.randn(5, 3, dtype=torch.double), torch.randn(5, 2, dtype=torch.double)
+    >>> net(x, c).shape, net.given(c).potential(x).shape
+    (torch.Size([5, 3]), torch.Size([5]))
+    >>> one = net.given(c[0])
+    >>> torch.allclose(one.inverse(one(x)), x)
+    True
+    """
+
+    def __init__(
+        self,
+        features: int,
+        context_features: int,
+        hidden_features: int,
+        num_layers: int = 2,
+        activation: ActivationSpec = "wtanh",
+        monotone: bool = False,
+        linear: LinearSpec = True,
+        conditioner_width: int = 32,
+        conditioner_depth: int = 2,
+    ) -> None:
+        super().__init__()
+        sizes = {
+            "features": features,
+            "context_features": context_features,
+            "hidden_features": hidden_features,
+            "num_layers": num_layers,
+            "conditioner_width": conditioner_width,
+            "conditioner_depth": conditioner_depth,
+        }
+        for name, value in sizes.items():
+            check_positive_int(value, owner="ConditionalGradNet", name=name)
+        spec = list(normalise_spec(activation))
+        self._config = {**sizes, "activation": spec, "monotone": monotone, "linear": linear}
+        self.features, self.context_features, self.monotone = features, context_features, monotone
+        bound = features**-0.5
+        self.projection = nn.Parameter(units_last(torch.empty(hidden_features, features).uniform_(-bound, bound)))
+        self.ridge = RidgeCascade(hidden_features, num_layers, activation, monotone=monotone, spread=bound)
+        self.linear = make_linear_term(linear, features, monotone=monotone)
+        self.conditioner = Conditioner(
+            context_features,
+            conditioner_width,
+            conditioner_depth,
+            hidden_features=hidden_features,
+            features=features,
+            monotone=monotone,
+        )
+
+    def config(self) -> dict[str, Any]:
+        """Constructor arguments, from which :func:`nablanets.load` rebuilds the network."""
+        return self._config
+
+    def save(self, path: str | Path) -> None:
+        """Write architecture and weights to a safetensors file; :func:`nablanets.load` reads it back."""
+        serialization.save(self, path)
+
+    @property
+    def weight(self) -> Tensor:
+        """W, (h, d): a view of ``projection``."""
+        return self.projection.mT
+
+    def given(self, c: Float[Tensor, "*batch k"]) -> GivenContext:
+        """The gradient map x -> f(x; c).
+
+        It evaluates this network as it is at the time, and passes derivatives on to its parameters and to c.
+        """
+        return GivenContext(self, c)
+
+    def forward(self, x: Float[Tensor, "*batch d"], c: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch d"]:
+        """f(x; c)."""
+        check_points(x, self.features, owner="ConditionalGradNet")
+        check_points(c, self.context_features, owner="ConditionalGradNet", name="c")
+        return self.value(x, c)
+
+    def value(self, x: Tensor, c: Tensor) -> Tensor:
+        """f(x; c) for arguments that are checked."""
+        _check_contexts(x, c)
+        scale, shift, constant = self.conditioner(c)
+        y = (scale * self.ridge(x @ self.weight.mT + shift)) @ self.weight + constant
+        return y if self.linear is None else y + self.linear(x)
+
+
+@savable
+class GivenContext(GradientMap):
+    """x -> f(x; c) at fixed c; see :meth:`ConditionalGradNet.given`. Its potential is zero at x = 0 for every c.
+
+    Args:
+        net: the conditional network, shared and not copied.
+        context: c, of shape (k) for one context, or one per sample in a shape that broadcasts to the batch of x.
+
+    Raises:
+        ShapeError: the context has the wrong dimension, or, at evaluation, does not broadcast against x.
+
+    >>> net = ConditionalGradNet(2, 1, 8)
+    >>> f = net.given(torch.tensor([0.5]))
+    >>> torch.equal(f(torch.zeros(4, 2)), net(torch.zeros(4, 2), torch.tensor([0.5])))
+    True
+    """
+
+    context: Tensor
+
+    def __init__(self, net: ConditionalGradNet, context: Tensor) -> None:
+        check_points(context, net.context_features, owner="ConditionalGradNet.given", name="c")
+        super().__init__(net.features, monotone=net.monotone)
+        self.net = net
+        self.register_buffer("context", context)
+
+    def config(self) -> dict[str, Any]:
+        return {"net": self.net, "context": self.context}
+
+    def rows(self, index: Tensor) -> GivenContext:
+        if self.context.ndim == 1:
+            return self
+        contexts = self.context.reshape(-1, self.net.context_features)
+        if len(contexts) == 1:
+            return GivenContext(self.net, contexts[0])
+        if len(index) > len(contexts):
+            raise ShapeError(
+                f"solving needs one context for all or one per sample, got {len(contexts)} contexts for {len(index)} "
+                "samples. Repeat them: net.given(c.expand(*y.shape[:-1], -1))."
+            )
+        return GivenContext(self.net, contexts[index])
+
+    def _hidden(self, x: Tensor) -> tuple[Tensor, Modulation]:
+        """W x + delta and the modulation."""
+        _check_contexts(x, self.context)
+        modulation = self.net.conditioner(self.context)
+        return x @ self.net.weight.mT + modulation.shift, modulation
+
+    def _forward(self, x: Tensor) -> Tensor:
+        return self.net.value(x, self.context)
+
+    def _potential(self, x: Tensor) -> Tensor:
+        u, (scale, shift, constant) = self._hidden(x)
+        value = (scale * self.net.ridge.antiderivative(u, shift)).sum(dim=-1) + (constant * x).sum(dim=-1)
+        return value if self.net.linear is None else value + self.net.linear.potential(x)
+
+    def _jacobian(self, x: Tensor) -> SymmetricOperator:
+        return self._value_and_jacobian(x)[1]
+
+    def _value_and_jacobian(self, x: Tensor) -> tuple[Tensor, SymmetricOperator]:
+        u, (scale, _, constant) = self._hidden(x)
+        value, slope = self.net.ridge.value_and_derivative(u)
+        term = GramTerm(self.net.weight, scale * slope)
+        y = (scale * value) @ self.net.weight + constant
+        operator = StructuredOperator(self.features, (term,), positive_semidefinite=self.monotone)
+        if self.net.linear is None:
+            return y, operator
+        return y + self.net.linear(x), operator + self.net.linear.jacobian(x)
+
+    def quadrature_gap(self, x: Tensor) -> Tensor:
+        u, (scale, shift, _) = self._hidden(x)
+        return (scale * self.net.ridge.quadrature_gap(u, shift)).sum(dim=-1)
+
+    def along(self, x: Tensor, p: Tensor) -> Callable[[Tensor], Tensor]:
+        """The conditioner and the products with W are evaluated once."""
+        u, (scale, _, constant) = self._hidden(x)
+        v = p @ self.net.weight.mT
+        weights, fixed = scale * v, (constant * p).sum(dim=-1)
+
+        def core(t: Tensor) -> Tensor:
+            return (self.net.ridge(u + t.unsqueeze(-1) * v) * weights).sum(dim=-1) + fixed
+
+        if self.net.linear is None:
+            return core
+        linear = self.net.linear.along(x, p)
+        return lambda t: core(t) + linear(t)
+
+    def curvature_envelope(self) -> tuple[Tensor, Tensor]:
+        """W^T diag(bounds of a phi') W, the bounds taken over all contexts."""
+        scale = self.net.conditioner(self.context).scale.reshape(-1, self.net.weight.shape[0])
+        low, high = interval_product((scale, scale), self.net.ridge.derivative_interval())
+        weight = self.net.weight
+        lower, upper = (weight.mT @ (c.unsqueeze(-1) * weight) for c in (low.amin(dim=0), high.amax(dim=0)))
+        if self.net.linear is None:
+            return lower, upper
+        matrix = self.net.linear.curvature_envelope()[0]
+        return lower + matrix, upper + matrix
+
+
+def _check_contexts(x: Tensor, c: Tensor) -> None:
+    """Raise unless the contexts broadcast to the batch of x."""
+    batch, contexts = x.shape[:-1], c.shape[:-1]
+    fits = len(contexts) <= len(batch) and all(
+        n in (1, size) for n, size in zip(contexts[::-1], batch[::-1], strict=False)
+    )
+    if not fits:
+        raise ShapeError(
+            f"expected one context, or contexts that broadcast to the batch {tuple(batch)} of x, got c of shape "
+            f"{tuple(c.shape)}. To evaluate one point at many contexts, repeat it: x.expand(*c.shape[:-1], -1)."
+        )
