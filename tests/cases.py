@@ -9,10 +9,22 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from nablanets import GradientMap, GradNetC, GradNetM, GradNetMixture, Quadratic, constrain, from_potential
+from nablanets import (
+    ConditionalGradNet,
+    GradientMap,
+    GradNetC,
+    GradNetM,
+    GradNetMixture,
+    GradNetTransformed,
+    Quadratic,
+    Symmetrized,
+    constrain,
+    from_potential,
+    odd,
+)
 from nablanets.activations import ACTIVATIONS, GroupActivation
 from nablanets.baselines import MLP, convex_ridge, icnn_gradient, mlp_potential
-from nablanets.maps import Constant
+from nablanets.maps import Constant, generated_group
 
 
 class Case(NamedTuple):
@@ -36,8 +48,28 @@ def _networks() -> list[Case]:
     return cases
 
 
+def _transformed(activation: str, *, monotone: bool = False, linear: bool = False) -> Case:
+    options = {"activation": activation, "monotone": monotone, "linear": linear}
+    name = f"T-{activation}{'-monotone' if monotone else ''}{'-linear' if linear else ''}"
+    return Case(name, lambda: GradNetTransformed(D, 5, 2, 3, **options))
+
+
 def _monotone_c() -> GradNetC:
     return GradNetC(D, 5, activation="tanh", monotone=True)
+
+
+def rotations(order: int) -> torch.Tensor:
+    """Rotations of the first two of three coordinates by multiples of a turn over ``order``."""
+    angle = torch.tensor(2 * torch.pi / order, dtype=torch.float64)
+    turn = torch.eye(D, dtype=torch.float64)
+    turn[0, 0] = turn[1, 1] = angle.cos()
+    turn[1, 0] = angle.sin()
+    turn[0, 1] = -angle.sin()
+    return generated_group(turn.unsqueeze(0))
+
+
+def _given(**options: object) -> GradientMap:
+    return ConditionalGradNet(D, 2, 5, **options).given(torch.randn(2))
 
 
 def _softmax_m() -> GradNetM:
@@ -59,6 +91,21 @@ CASES = [
     Case("constrained-monotone", lambda: constrain(GradNetM(D, 5, 2), lower=0.1, upper=2.0)),
     Case("mixture", lambda: GradNetMixture([Quadratic(D, monotone=True), _monotone_c(), _softmax_m()], sharpness=2.0)),
     Case("mixture-of-anything", lambda: GradNetMixture([GradNetC(D, 4, 2), mlp_potential(D, 4)])),
+    Case("given-context", lambda: _given(linear=False)),
+    Case("given-context-relu", lambda: _given(activation="relu", num_layers=3)),
+    Case("given-context-monotone", lambda: _given(monotone=True, conditioner_depth=1)),
+    _transformed("relu"),
+    _transformed("spline", linear=True),
+    _transformed("softplus", monotone=True),
+    _transformed("polynomial", monotone=True, linear=True),
+    _transformed("radial"),
+    _transformed("wsoftmax", monotone=True, linear=True),
+    Case("odd", lambda: odd(GradNetC(D, 5, 2))),
+    Case("odd-monotone", lambda: odd(_monotone_c())),
+    Case("odd-of-potential", lambda: odd(GradNetM(D, 5, 2) + mlp_potential(D, 5))),
+    Case("symmetrized", lambda: Symmetrized(GradNetM(D, 4, 2), rotations(4))),
+    Case("symmetrized-monotone", lambda: Symmetrized(_softmax_m(), rotations(3))),
+    Case("symmetrized-potential", lambda: Symmetrized(icnn_gradient(D, 5), rotations(3))),
     Case("sum", lambda: _monotone_c() + _softmax_m()),
     Case("difference", lambda: _monotone_c() - _softmax_m()),
     Case("scale", lambda: 2.5 * _softmax_m()),

@@ -5,6 +5,7 @@ from nablanets.activations import ElementwiseActivation, GroupActivation, GroupD
 from nablanets.errors import NablaError
 from nablanets.interop import Exported, export
 from nablanets.maps import (
+    ConditionalGradNet,
     Conjugate,
     Constrained,
     FromPotential,
@@ -12,12 +13,15 @@ from nablanets.maps import (
     GradNetC,
     GradNetM,
     GradNetMixture,
+    GradNetTransformed,
     Pullback,
     Quadratic,
     Scale,
     Sum,
+    Symmetrized,
     constrain,
     from_potential,
+    odd,
 )
 from nablanets.operators import SymmetricOperator
 from nablanets.quadrature import potential_between
@@ -27,6 +31,7 @@ from nablanets.training import FitResult, FitSettings, fit
 __version__ = "0.1.0"
 
 __all__ = [
+    "ConditionalGradNet",
     "Conjugate",
     "Constrained",
     "ElementwiseActivation",
@@ -37,6 +42,7 @@ __all__ = [
     "GradNetC",
     "GradNetM",
     "GradNetMixture",
+    "GradNetTransformed",
     "GradientMap",
     "GroupActivation",
     "GroupDerivative",
@@ -46,12 +52,14 @@ __all__ = [
     "Scale",
     "Sum",
     "SymmetricOperator",
+    "Symmetrized",
     "baselines",
     "constrain",
     "export",
     "fit",
     "from_potential",
     "load",
+    "odd",
     "potential_between",
     "register_activation",
     "savable",
