@@ -7,19 +7,15 @@ Times are medians; every ratio compares two rows of this one run (the peer's tim
 
 from __future__ import annotations
 
-import statistics
-import sys
-import time
 from collections.abc import Callable
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 
 from nablanets import GradNetC, GradNetM
 from nablanets.baselines import ICNN, MLP, count_parameters, match_parameters
 from nablanets.parameters import softplus
+from timing import QUICK, median_time, one_thread, print_table
 
 
 class LoopC(nn.Module):
@@ -71,7 +67,7 @@ class AutogradGradient(nn.Module):
 def forward_time(net: nn.Module, x: Tensor, repeats: int) -> float:
     net.eval()
     with torch.no_grad():
-        return _median(lambda: net(x), repeats)
+        return median_time(lambda: net(x), repeats)
 
 
 def step_time(net: nn.Module, x: Tensor, repeats: int) -> float:
@@ -83,18 +79,7 @@ def step_time(net: nn.Module, x: Tensor, repeats: int) -> float:
             p.grad = None
         (net(x) - x).square().sum(dim=-1).mean().backward()
 
-    return _median(step, repeats)
-
-
-def _median(run: Callable[[], object], repeats: int) -> float:
-    for _ in range(3):
-        run()
-    times = []
-    for _ in range(repeats):
-        begin = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - begin)
-    return statistics.median(times)
+    return median_time(step, repeats)
 
 
 def networks(d: int, hidden: int) -> dict[str, tuple[nn.Module, str]]:
@@ -116,24 +101,25 @@ def networks(d: int, hidden: int) -> dict[str, tuple[nn.Module, str]]:
 
 
 def main() -> None:
-    torch.set_num_threads(1)
-    repeats = 10 if "--quick" in sys.argv else 60
+    one_thread()
+    repeats = 10 if QUICK else 60
     for d, hidden, batch in ((2, 7, 1000), (64, 64, 500), (256, 128, 200), (1024, 255, 100)):
         torch.manual_seed(0)
         x = torch.rand(batch, d)
         nets = networks(d, hidden)
         forward = {name: forward_time(net, x, repeats) for name, (net, _) in nets.items()}
         step = {name: step_time(net, x, repeats) for name, (net, _) in nets.items()}
-        table = Table(title=f"d = {d}, batch {batch}, one thread (ratio: time over that of our net)")
-        for title in ("network", "parameters", "forward [us]", "ratio", "forward + backward [us]", "ratio"):
-            table.add_column(title, justify="left" if title == "network" else "right")
+        rows = []
         for name, (net, ours) in nets.items():
             unique = count_parameters(nets[ours][0]) if name.startswith("  ") else count_parameters(net)
-            ratios = (f"{forward[name] / forward[ours]:.2f}", f"{step[name] / step[ours]:.2f}")
-            table.add_row(
-                name, f"{unique:,}", f"{1e6 * forward[name]:.0f}", ratios[0], f"{1e6 * step[name]:.0f}", ratios[1]
-            )
-        Console(width=110).print(table)
+            times = (f"{1e6 * forward[name]:.0f}", f"{forward[name] / forward[ours]:.2f}")
+            times += (f"{1e6 * step[name]:.0f}", f"{step[name] / step[ours]:.2f}")
+            rows.append((name, f"{unique:,}", *times))
+        print_table(
+            f"d = {d}, batch {batch}, one thread (ratio: time over that of our net)",
+            ("network", "parameters", "forward [us]", "ratio", "forward + backward [us]", "ratio"),
+            rows,
+        )
 
 
 if __name__ == "__main__":
