@@ -7,8 +7,6 @@ Times are medians; every ratio compares two rows of this one run (the peer's tim
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
