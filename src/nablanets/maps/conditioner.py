@@ -30,13 +30,14 @@ class Conditioner(nn.Module):
     ) -> None:
         super().__init__()
         self.monotone = monotone
-        self._split = (hidden_features, hidden_features, features)
+        self.hidden_features = hidden_features
         sizes = pairwise([context_features, *[width] * depth])
         hidden = [layer for inputs, outputs in sizes for layer in (nn.Linear(inputs, outputs), nn.SiLU())]
-        self.layers = nn.Sequential(*hidden, nn.Linear(width, sum(self._split)))
+        self.layers = nn.Sequential(*hidden, nn.Linear(width, 2 * hidden_features + features))
 
     def forward(self, c: Float[Tensor, "*batch k"]) -> Modulation:
         """Scale, shift and constant at a context."""
-        scale, shift, constant = self.layers(c).split(self._split, dim=-1)
+        h, out = self.hidden_features, self.layers(c)
+        scale, shift, constant = out[..., :h], out[..., h : 2 * h], out[..., 2 * h :]
         scale = softplus(scale + inverse_softplus(1.0)) if self.monotone else 1 + scale
         return Modulation(scale, shift, constant)
