@@ -87,7 +87,10 @@ class RidgeCascade(nn.Module):
         return self._quadrature(u, start, self.quadrature_nodes)
 
     def quadrature_gap(self, u: Tensor, start: Tensor | None = None) -> Tensor:
-        """Change of the integral when half as many nodes are used: an estimate, from above, of its quadrature error."""
+        """Change of the integral when half as many nodes are used: an estimate of its quadrature error.
+
+        For smooth s it is far above the error. Where slopes bend (splines) it can miss a bend between nodes.
+        """
         if self._kinks:
             return torch.zeros_like(u)
         return self.antiderivative(u, start) - self._quadrature(u, start, self.quadrature_nodes // 2)
