@@ -369,8 +369,9 @@ class Pullback(GradientMap):
 
     Args:
         inner: g, with d features.
-        matrix: A of shape (d, n), or (d,) for a diagonal matrix. Kept as a buffer, not trained.
+        matrix: A of shape (d, n), or (d,) for a diagonal matrix.
         offset: b of shape (d,); zero if None.
+        trainable: make A and b parameters; else they are buffers.
 
     >>> from nablanets import GradNetM
     >>> GradNetM(3, 8).pullback(torch.ones(3, 2)).features
@@ -380,7 +381,9 @@ class Pullback(GradientMap):
     matrix: Tensor
     offset: Tensor
 
-    def __init__(self, inner: GradientMap, matrix: Tensor, offset: Tensor | None = None) -> None:
+    def __init__(
+        self, inner: GradientMap, matrix: Tensor, offset: Tensor | None = None, *, trainable: bool = False
+    ) -> None:
         if matrix.ndim not in (1, 2) or matrix.shape[0] != inner.features:
             raise ShapeError(
                 f"Pullback: expected a matrix of shape ({inner.features}, n) or a diagonal ({inner.features},), got "
@@ -390,11 +393,16 @@ class Pullback(GradientMap):
             raise ShapeError(f"Pullback: expected an offset of shape ({inner.features},), got {tuple(offset.shape)}.")
         super().__init__(matrix.shape[-1], monotone=inner.monotone)
         self.inner = inner
-        self.register_buffer("matrix", matrix.detach().clone())
-        self.register_buffer("offset", matrix.new_zeros(inner.features) if offset is None else offset.detach().clone())
+        self.trainable = trainable
+        start = matrix.new_zeros(inner.features) if offset is None else offset.detach().clone()
+        for name, value in (("matrix", matrix.detach().clone()), ("offset", start)):
+            if trainable:
+                setattr(self, name, nn.Parameter(value))
+            else:
+                self.register_buffer(name, value)
 
     def config(self) -> dict[str, Any]:
-        return {"inner": self.inner, "matrix": self.matrix, "offset": self.offset}
+        return {"inner": self.inner, "matrix": self.matrix, "offset": self.offset, "trainable": self.trainable}
 
     def _map(self, x: Tensor) -> Tensor:
         return (x * self.matrix if self.matrix.ndim == 1 else x @ self.matrix.mT) + self.offset

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +48,59 @@ class Quadratic(GradientMap):
         if self.rank > 0 and not monotone:
             self.weights = nn.Parameter(torch.tensor([1.0, -1.0] * self.rank)[: self.rank])
         self.bias = nn.Parameter(torch.zeros(features)) if bias else None
+
+    @classmethod
+    @torch.no_grad()
+    def from_matrix(
+        cls, matrix: Tensor, bias: Tensor | None = None, *, rank: int | None = None, monotone: bool = False
+    ) -> Quadratic:
+        """The map A x + b, to rounding if the rank is d and, where monotone, A is positive definite.
+
+        Of lower rank, the outermost eigenvalues are kept (the largest, where monotone) and the others replaced by their
+        mean; where monotone, eigenvalues are raised to at least 1e-12 of the largest.
+
+        Args:
+            matrix: A, symmetric, (d, d).
+            bias: b, (d,); zero if None.
+            rank, monotone: as in the constructor.
+
+        Raises:
+            ShapeError: the matrix is not square, or the bias does not match.
+
+        >>> a = torch.tensor([[2.0, 1.0], [1.0, 3.0]])
+        >>> torch.allclose(Quadratic.from_matrix(a, monotone=True).jacobian(torch.zeros(2)).dense(), a)
+        True
+        """
+        if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
+            raise ShapeError(f"Quadratic.from_matrix: expected a matrix of shape (d, d), got {tuple(matrix.shape)}.")
+        features = len(matrix)
+        if bias is not None and bias.shape != (features,):
+            raise ShapeError(
+                f"Quadratic.from_matrix: expected a bias of shape ({features},), got {tuple(bias.shape)}."
+            )
+        result = cls(features, rank, monotone=monotone).to(matrix)
+        diagonal, weights, vectors = _split_spectrum(matrix, result.rank, monotone=monotone)
+        result.diagonal_raw.fill_(inverse_softplus(diagonal) if monotone else diagonal)
+        if result.factor is not None:
+            result.factor.copy_((vectors * weights.sqrt() if monotone else vectors).mT)
+        if result.weights is not None:
+            result.weights.copy_(weights)
+        if result.bias is not None and bias is not None:
+            result.bias.copy_(bias)
+        return result
+
+    @classmethod
+    @torch.no_grad()
+    def from_diagonal(cls, diagonal: Tensor, bias: Tensor, *, monotone: bool = False) -> Quadratic:
+        """The map diag(m) x + b; m > 0 where monotone.
+
+        >>> Quadratic.from_diagonal(torch.tensor([1.0, 4.0]), torch.zeros(2))(torch.ones(2)).tolist()
+        [1.0, 4.0]
+        """
+        result = cls(len(diagonal), 0, monotone=monotone).to(diagonal)
+        result.diagonal_raw.copy_(inverse_softplus(diagonal) if monotone else diagonal)
+        cast(Tensor, result.bias).copy_(bias)
+        return result
 
     def config(self) -> dict[str, Any]:
         return {
@@ -96,6 +149,20 @@ class Quadratic(GradientMap):
             positive_semidefinite=self.monotone,
             batch_shape=x.shape[:-1],
         )
+
+
+def _split_spectrum(matrix: Tensor, rank: int, *, monotone: bool) -> tuple[float, Tensor, Tensor]:
+    """m, weights c and vectors U with m I + U diag(c) U^T near the matrix; c >= 0 and m > 0 where monotone."""
+    values, vectors = torch.linalg.eigh((matrix + matrix.mT) / 2)
+    if monotone:
+        values = values.clamp(min=max(1e-12 * float(values[-1]), 1e-30))
+    order = (values if monotone else values.abs()).argsort(descending=True)
+    kept, rest = order[:rank], order[rank:]
+    if len(rest):
+        middle = float(values[rest].mean())
+    else:
+        middle = float(values[0]) / 2 if monotone else 0.0
+    return middle, values[kept] - middle, vectors[:, kept]
 
 
 @savable

@@ -1,0 +1,214 @@
+"""From identified pieces to one gradient map: the smooth maximum of their potentials, gated as the samples are."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from nablanets.errors import InvalidInputError
+from nablanets.maps import GradientMap, GradNetMixture, Pullback, Quadratic
+from nablanets.training.identify import Pieces, identify_pieces
+
+# Sharpnesses that are tried, in units of one over the spread of the potentials' differences.
+_SHARPNESS = [10.0 ** (k / 2) for k in range(-2, 17)]
+_SWEEPS = 20
+
+
+@dataclass(frozen=True)
+class Gate:
+    """How the maximum is taken: F = (1/t) LSE_k t (F_k + c_k).
+
+    Attributes:
+        offsets: c, (K,).
+        sharpness: t.
+        error: mean ||f(x) - g||^2 over the samples with this gate.
+    """
+
+    offsets: Tensor
+    sharpness: float
+    error: float
+
+
+def fit_pieces(
+    x: Tensor, g: Tensor, pieces: int = 3, *, parameters: int | None = None, monotone: bool = True, seed: int = 0
+) -> tuple[GradientMap, Pieces, Gate]:
+    """Identify the affine pieces of a gradient field and build the map that is their smooth maximum.
+
+    Args:
+        x, g: samples, (n, d).
+        pieces: how many to look for, see :func:`identify_pieces`.
+        parameters: how many numbers the map may store; below what full matrices need, the pieces share one factor, see
+            :func:`shared_factor`. None sets no limit.
+        monotone: build the gradient of a convex potential, by positive definite pieces.
+        seed: of the search.
+
+    Returns:
+        the map (in the dtype of x), the pieces and the gate.
+
+    Raises:
+        ShapeError, InvalidInputError: see :func:`identify_pieces`, :func:`mixture_from_pieces`.
+
+    >>> x = torch.randn(400, 2)
+    >>> net, found, gate = fit_pieces(x, torch.where(x[:, :1] > 0, 3 * x - 1, x), pieces=2)
+    >>> len(found), net.monotone
+    (2, True)
+    """
+    found = identify_pieces(x, g, pieces, seed=seed)
+    net, gate = mixture_from_pieces(found, x, g, parameters=parameters, monotone=monotone)
+    return net, found, gate
+
+
+def mixture_from_pieces(
+    pieces: Pieces, x: Tensor, g: Tensor, *, parameters: int | None = None, monotone: bool = True
+) -> tuple[GradientMap, Gate]:
+    """A :class:`GradNetMixture` of quadratics (pulled back to the centre of the pieces), gated as the samples are.
+
+    Args: see :func:`fit_pieces`.
+
+    Raises:
+        InvalidInputError: the limit of parameters is too low for even one shared direction.
+    """
+    d, count = x.shape[1], len(pieces)
+    if parameters is None or count * (d * d + 2 * d) + 2 * d + count + 1 <= parameters:
+        gate = fit_gate(pieces, x, g)
+        experts = [
+            Quadratic.from_matrix(a, v, monotone=monotone)
+            for a, v in zip(pieces.matrices, pieces.values, strict=True)
+        ]
+        return _assemble(experts, gate, torch.ones_like(pieces.centre), -pieces.centre, x, trainable=False), gate
+    width = (parameters - count - 1) // (d + 1 + 2 * count)
+    if width < 1:
+        raise InvalidInputError(
+            f"mixture_from_pieces: {parameters} parameters are too few for {count} pieces in {d} dimensions; "
+            f"expected at least {d + 2 + 3 * count}."
+        )
+    factor, curvatures, slopes = shared_factor(pieces, min(width, d), monotone=monotone)
+    matrices = (factor.mT * curvatures.unsqueeze(1)) @ factor
+    gate = fit_gate(replace(pieces, matrices=matrices, values=slopes @ factor), x, g)
+    experts = [
+        Quadratic.from_diagonal(c, s, monotone=monotone) for c, s in zip(curvatures, slopes, strict=True)
+    ]
+    return _assemble(experts, gate, factor, -factor @ pieces.centre, x, trainable=True), gate
+
+
+def _assemble(
+    experts: list[Quadratic], gate: Gate, matrix: Tensor, offset: Tensor, like: Tensor, *, trainable: bool
+) -> GradientMap:
+    mixture = GradNetMixture(experts, gate.sharpness)
+    with torch.no_grad():
+        mixture.offset.copy_(gate.offsets)
+    return Pullback(mixture, matrix, offset, trainable=trainable).to(like)
+
+
+def shared_factor(pieces: Pieces, width: int, *, monotone: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+    r"""One factor for all pieces: A_k ~ V^T diag(c_k) V and v_k ~ V^T s_k, which stores d numbers per direction, not K d.
+
+    With M the root mean square of the matrices, V = O^T M^{1/2}, where O are the eigenvectors of a difference of two of
+    the :math:`M^{-1/2} A_k M^{-1/2}`: of the one whose eigenvectors make all of them most nearly diagonal. Exact for two
+    pieces, and near where the pieces nearly commute after this congruence. Of V, the rows with the largest curvature
+    are kept.
+
+    Args:
+        pieces: of them matrices and values.
+        width: rows of V, at most d.
+        monotone: make c positive.
+
+    Returns:
+        V (width, d), c (K, width), s (K, width).
+    """
+    values, vectors = torch.linalg.eigh(torch.stack([a @ a for a in pieces.matrices]).mean(dim=0))
+    scale = values.clamp(min=1e-24 * float(values[-1])).pow(0.25)
+    root, inverse = (vectors * scale) @ vectors.mT, (vectors / scale) @ vectors.mT
+    relative = inverse @ pieces.matrices @ inverse
+    pairs = list(itertools.combinations(relative, 2)) or [(relative[0], torch.zeros_like(relative[0]))]
+    rotations = (torch.linalg.eigh(a - b).eigenvectors for a, b in pairs)
+    rotated = [(rotation, rotation.mT @ relative @ rotation) for rotation in rotations]
+    rotation, relative = max(rotated, key=lambda pair: float(_diagonals(pair[1]).square().sum()))
+    curvatures, factor = _diagonals(relative), rotation.mT @ root
+    importance = curvatures.abs().amax(dim=0) * factor.square().sum(dim=1)
+    kept = importance.argsort(descending=True)[:width]
+    factor, curvatures = factor[kept], curvatures[:, kept]
+    slopes = torch.linalg.lstsq(factor.mT, pieces.values.mT).solution.mT
+    return factor, curvatures.clamp(min=1e-12) if monotone else curvatures, slopes
+
+
+def _diagonals(matrices: Tensor) -> Tensor:
+    return matrices.diagonal(dim1=-2, dim2=-1)
+
+
+def fit_gate(pieces: Pieces, x: Tensor, g: Tensor) -> Gate:
+    """Offsets and sharpness with which the maximum of the pieces' potentials reproduces the samples best.
+
+    The offsets start where all potentials agree at the point where the pieces' gradients agree best: pieces that meet in
+    a point, as homogeneous ones do, then meet there with their potentials as well. Gradients know offsets only through
+    the side of an edge that each sample lies on, so each offset moves, by exact line search over the error of the hard
+    maximum, only if that lowers the error; it then goes to the middle of the best interval, which n samples narrow to
+    about 1 / n. The sharpness is the one of least error on a grid, the largest where it makes no difference.
+    """
+    x, g = x.double(), g.double()
+    potentials, products = pieces.potentials(x), pieces.error_products(x, g)
+    offsets = _meeting_offsets(pieces)
+    offsets = _descend_offsets(potentials, products.diagonal(dim1=1, dim2=2), offsets)
+    scores = potentials + offsets
+    unit = 1 / float((scores - scores.mean(dim=1, keepdim=True)).std().clamp(min=1e-30)) if len(pieces) > 1 else 1.0
+    errors = [(_soft_error(scores * (t * unit), products), -t * unit) for t in _SHARPNESS]
+    least = min(error for error, _ in errors)
+    same = 1.01 * least + 1e-12 * float(products.diagonal(dim1=1, dim2=2).mean())
+    sharpness = -min(t for error, t in errors if error <= same)
+    return Gate(offsets, sharpness, least)
+
+
+def _soft_error(scores: Tensor, products: Tensor) -> float:
+    """Mean ||sum_k p_k f_k - g||^2 with p = softmax(scores)."""
+    p = torch.softmax(scores, dim=1)
+    return float(torch.einsum("nk,nkl,nl->n", p, products, p).mean())
+
+
+def _meeting_offsets(pieces: Pieces) -> Tensor:
+    """Offsets that make the potentials equal at the point where the sum of ||f_k - mean f||^2 is least."""
+    spread = pieces.matrices - pieces.matrices.mean(dim=0)
+    apart = pieces.values - pieces.values.mean(dim=0)
+    normal, right = (spread @ spread).sum(dim=0), torch.einsum("kij,kj->i", spread, apart)
+    normal.diagonal().add_(1e-14 * float(normal.diagonal().mean()) + 1e-300)
+    point = pieces.centre - torch.linalg.solve(normal, right)
+    potentials = pieces.potentials(point.unsqueeze(0))[0]
+    return potentials.mean() - potentials
+
+
+def _descend_offsets(potentials: Tensor, errors: Tensor, offsets: Tensor) -> Tensor:
+    """Coordinate descent of the mean error of the hard maximum."""
+    offsets = offsets.clone()
+    for _ in range(_SWEEPS if len(offsets) > 1 else 0):
+        before = offsets.clone()
+        for k in range(len(offsets)):
+            offsets[k] = _best_offset(potentials, errors, offsets, k)
+        if torch.equal(before, offsets):
+            break
+    return offsets
+
+
+def _best_offset(potentials: Tensor, errors: Tensor, offsets: Tensor, k: int) -> Tensor:
+    """The offset of piece k that minimises the error while the others stay; the present one if none is better."""
+    scores = potentials + offsets
+    scores[:, k] = -torch.inf
+    rival = scores.argmax(dim=1, keepdim=True)
+    # Sample i belongs to piece k from the offset bends[i] on, and its error then changes by gains[i].
+    bends, order = (scores.gather(1, rival).squeeze(1) - potentials[:, k]).sort()
+    gains = (errors[:, k] - errors.gather(1, rival).squeeze(1))[order]
+    total = torch.cat([gains.new_zeros(1), gains.cumsum(dim=0)])
+    present = total[torch.searchsorted(bends, offsets[k])]
+    best = int(total.argmin())
+    rounding = 1e-9 * float(errors.amin(dim=1).sum()) + 1e-12 * float(gains.abs().sum())
+    if float(present - total[best]) <= rounding:
+        return offsets[k]
+    below = bends[best - 1] if best > 0 else bends[0] - 1
+    above = bends[best] if best < len(bends) else bends[-1] + 1
+    return (below + above) / 2
+
+
+def count_stored(module: nn.Module) -> int:
+    """The numbers a module stores, trained or not."""
+    return sum(t.numel() for t in module.state_dict().values())
