@@ -75,9 +75,7 @@ class Quadratic(GradientMap):
             raise ShapeError(f"Quadratic.from_matrix: expected a matrix of shape (d, d), got {tuple(matrix.shape)}.")
         features = len(matrix)
         if bias is not None and bias.shape != (features,):
-            raise ShapeError(
-                f"Quadratic.from_matrix: expected a bias of shape ({features},), got {tuple(bias.shape)}."
-            )
+            raise ShapeError(f"Quadratic.from_matrix: expected a bias of shape ({features},), got {tuple(bias.shape)}.")
         result = cls(features, rank, monotone=monotone).to(matrix)
         diagonal, weights, vectors = _split_spectrum(matrix, result.rank, monotone=monotone)
         result.diagonal_raw.fill_(inverse_softplus(diagonal) if monotone else diagonal)
@@ -158,10 +156,8 @@ def _split_spectrum(matrix: Tensor, rank: int, *, monotone: bool) -> tuple[float
         values = values.clamp(min=max(1e-12 * float(values[-1]), 1e-30))
     order = (values if monotone else values.abs()).argsort(descending=True)
     kept, rest = order[:rank], order[rank:]
-    if len(rest):
-        middle = float(values[rest].mean())
-    else:
-        middle = float(values[0]) / 2 if monotone else 0.0
+    full = float(values[0]) / 2 if monotone else 0.0
+    middle = float(values[rest].mean()) if len(rest) else full
     return middle, values[kept] - middle, vectors[:, kept]
 
 

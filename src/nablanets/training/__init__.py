@@ -1,5 +1,7 @@
 """Fitting networks to samples."""
 
+from nablanets.training.gating import Gate, fit_pieces, mixture_from_pieces
+from nablanets.training.identify import Pieces, identify_pieces
 from nablanets.training.initialise import initialise_from_data
 from nablanets.training.loop import error, fit
 from nablanets.training.multistart import fit_best_start
@@ -9,11 +11,16 @@ from nablanets.training.standardise import standardised
 __all__ = [
     "FitResult",
     "FitSettings",
+    "Gate",
     "HistoryRow",
+    "Pieces",
     "decibels",
     "error",
     "fit",
     "fit_best_start",
+    "fit_pieces",
+    "identify_pieces",
     "initialise_from_data",
+    "mixture_from_pieces",
     "standardised",
 ]

@@ -6,6 +6,7 @@ import itertools
 from dataclasses import dataclass, replace
 
 import torch
+from scipy.optimize import linprog
 from torch import Tensor, nn
 
 from nablanets.errors import InvalidInputError
@@ -15,6 +16,7 @@ from nablanets.training.identify import Pieces, identify_pieces
 # Sharpnesses that are tried, in units of one over the spread of the potentials' differences.
 _SHARPNESS = [10.0 ** (k / 2) for k in range(-2, 17)]
 _SWEEPS = 20
+_CHUNK = 4096
 
 
 @dataclass(frozen=True)
@@ -75,8 +77,7 @@ def mixture_from_pieces(
     if parameters is None or count * (d * d + 2 * d) + 2 * d + count + 1 <= parameters:
         gate = fit_gate(pieces, x, g)
         experts = [
-            Quadratic.from_matrix(a, v, monotone=monotone)
-            for a, v in zip(pieces.matrices, pieces.values, strict=True)
+            Quadratic.from_matrix(a, v, monotone=monotone) for a, v in zip(pieces.matrices, pieces.values, strict=True)
         ]
         return _assemble(experts, gate, torch.ones_like(pieces.centre), -pieces.centre, x, trainable=False), gate
     width = (parameters - count - 1) // (d + 1 + 2 * count)
@@ -88,9 +89,7 @@ def mixture_from_pieces(
     factor, curvatures, slopes = shared_factor(pieces, min(width, d), monotone=monotone)
     matrices = (factor.mT * curvatures.unsqueeze(1)) @ factor
     gate = fit_gate(replace(pieces, matrices=matrices, values=slopes @ factor), x, g)
-    experts = [
-        Quadratic.from_diagonal(c, s, monotone=monotone) for c, s in zip(curvatures, slopes, strict=True)
-    ]
+    experts = [Quadratic.from_diagonal(c, s, monotone=monotone) for c, s in zip(curvatures, slopes, strict=True)]
     return _assemble(experts, gate, factor, -factor @ pieces.centre, x, trainable=True), gate
 
 
@@ -104,12 +103,12 @@ def _assemble(
 
 
 def shared_factor(pieces: Pieces, width: int, *, monotone: bool = True) -> tuple[Tensor, Tensor, Tensor]:
-    r"""One factor for all pieces: A_k ~ V^T diag(c_k) V and v_k ~ V^T s_k, which stores d numbers per direction, not K d.
+    r"""One factor for all pieces: A_k ~ V^T diag(c_k) V and v_k ~ V^T s_k, with d numbers per direction instead of K d.
 
-    With M the root mean square of the matrices, V = O^T M^{1/2}, where O are the eigenvectors of a difference of two of
-    the :math:`M^{-1/2} A_k M^{-1/2}`: of the one whose eigenvectors make all of them most nearly diagonal. Exact for two
-    pieces, and near where the pieces nearly commute after this congruence. Of V, the rows with the largest curvature
-    are kept.
+    With R^T R the square root of the mean of A_k^2, restricted to its ``width`` largest eigenvalues, V = O^T R, where O
+    are the eigenvectors of a difference of two of the :math:`R^{-T} A_k R^{-1}`: of the one whose eigenvectors make all
+    of them most nearly diagonal. Exact for two pieces at full width, and near where the pieces nearly commute after
+    this congruence.
 
     Args:
         pieces: of them matrices and values.
@@ -120,19 +119,15 @@ def shared_factor(pieces: Pieces, width: int, *, monotone: bool = True) -> tuple
         V (width, d), c (K, width), s (K, width).
     """
     values, vectors = torch.linalg.eigh(torch.stack([a @ a for a in pieces.matrices]).mean(dim=0))
-    scale = values.clamp(min=1e-24 * float(values[-1])).pow(0.25)
-    root, inverse = (vectors * scale) @ vectors.mT, (vectors / scale) @ vectors.mT
-    relative = inverse @ pieces.matrices @ inverse
+    scale = values[-width:].clamp(min=1e-24 * float(values[-1])).pow(0.25)
+    root, inverse = (vectors[:, -width:] * scale).mT, vectors[:, -width:] / scale
+    relative = inverse.mT @ pieces.matrices @ inverse
     pairs = list(itertools.combinations(relative, 2)) or [(relative[0], torch.zeros_like(relative[0]))]
     rotations = (torch.linalg.eigh(a - b).eigenvectors for a, b in pairs)
-    rotated = [(rotation, rotation.mT @ relative @ rotation) for rotation in rotations]
-    rotation, relative = max(rotated, key=lambda pair: float(_diagonals(pair[1]).square().sum()))
-    curvatures, factor = _diagonals(relative), rotation.mT @ root
-    importance = curvatures.abs().amax(dim=0) * factor.square().sum(dim=1)
-    kept = importance.argsort(descending=True)[:width]
-    factor, curvatures = factor[kept], curvatures[:, kept]
-    slopes = torch.linalg.lstsq(factor.mT, pieces.values.mT).solution.mT
-    return factor, curvatures.clamp(min=1e-12) if monotone else curvatures, slopes
+    rotated = [(rotation, _diagonals(rotation.mT @ relative @ rotation)) for rotation in rotations]
+    rotation, curvatures = max(rotated, key=lambda pair: float(pair[1].square().sum()))
+    slopes = pieces.values @ inverse @ rotation
+    return rotation.mT @ root, curvatures.clamp(min=1e-12) if monotone else curvatures, slopes
 
 
 def _diagonals(matrices: Tensor) -> Tensor:
@@ -142,23 +137,33 @@ def _diagonals(matrices: Tensor) -> Tensor:
 def fit_gate(pieces: Pieces, x: Tensor, g: Tensor) -> Gate:
     """Offsets and sharpness with which the maximum of the pieces' potentials reproduces the samples best.
 
-    The offsets start where all potentials agree at the point where the pieces' gradients agree best: pieces that meet in
-    a point, as homogeneous ones do, then meet there with their potentials as well. Gradients know offsets only through
-    the side of an edge that each sample lies on, so each offset moves, by exact line search over the error of the hard
-    maximum, only if that lowers the error; it then goes to the middle of the best interval, which n samples narrow to
-    about 1 / n. The sharpness is the one of least error on a grid, the largest where it makes no difference.
+    Samples know offsets only by the side of an edge that they lie on, to about 1 / n. Two starts are tried: offsets
+    that make all potentials equal where the pieces' gradients agree best (right for pieces that meet in a point, as
+    homogeneous ones do, and then exact), and those that separate the samples by the widest margin. From the better one,
+    each offset moves by exact line search over the error of the hard maximum, if that lowers the error. The sharpness
+    is the one of least error on a grid, the largest where it makes no difference.
     """
-    x, g = x.double(), g.double()
-    potentials, products = pieces.potentials(x), pieces.error_products(x, g)
-    offsets = _meeting_offsets(pieces)
-    offsets = _descend_offsets(potentials, products.diagonal(dim1=1, dim2=2), offsets)
+    parts = [_compare(pieces, a, b) for a, b in zip(x.double().split(_CHUNK), g.double().split(_CHUNK), strict=True)]
+    potentials, products = (torch.cat(columns) for columns in zip(*parts, strict=True))
+    errors = _diagonals(products)
+    starts = (_meeting_offsets(pieces), _widest_margin(potentials, errors.argmin(dim=1)))
+    start = min(starts, key=lambda c: float(errors.gather(1, (potentials + c).argmax(dim=1, keepdim=True)).sum()))
+    offsets = _descend_offsets(potentials, errors, start)
     scores = potentials + offsets
     unit = 1 / float((scores - scores.mean(dim=1, keepdim=True)).std().clamp(min=1e-30)) if len(pieces) > 1 else 1.0
-    errors = [(_soft_error(scores * (t * unit), products), -t * unit) for t in _SHARPNESS]
-    least = min(error for error, _ in errors)
-    same = 1.01 * least + 1e-12 * float(products.diagonal(dim1=1, dim2=2).mean())
-    sharpness = -min(t for error, t in errors if error <= same)
+    tried = [(_soft_error(scores * (t * unit), products), t * unit) for t in _SHARPNESS]
+    least = min(error for error, _ in tried)
+    same = 1.01 * least + 1e-12 * float(errors.mean())
+    sharpness = max(t for error, t in tried if error <= same)
     return Gate(offsets, sharpness, least)
+
+
+def _compare(pieces: Pieces, x: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+    """Potentials that vanish at the centre, (n, K), and <f_k - g, f_l - g> for all pairs of pieces, (n, K, K)."""
+    values = pieces.gradients(x)
+    potentials = ((values + pieces.values.unsqueeze(1)) * (x - pieces.centre)).sum(dim=2).mT / 2
+    errors = (values - g).movedim(0, 1)
+    return potentials, errors @ errors.mT
 
 
 def _soft_error(scores: Tensor, products: Tensor) -> float:
@@ -174,8 +179,25 @@ def _meeting_offsets(pieces: Pieces) -> Tensor:
     normal, right = (spread @ spread).sum(dim=0), torch.einsum("kij,kj->i", spread, apart)
     normal.diagonal().add_(1e-14 * float(normal.diagonal().mean()) + 1e-300)
     point = pieces.centre - torch.linalg.solve(normal, right)
-    potentials = pieces.potentials(point.unsqueeze(0))[0]
+    potentials = _compare(pieces, point.unsqueeze(0), point.unsqueeze(0))[0][0]
     return potentials.mean() - potentials
+
+
+def _widest_margin(potentials: Tensor, labels: Tensor) -> Tensor:
+    """Offsets for which every sample's own F_k + c_k exceeds the others by the most, at worst (a linear program)."""
+    count = potentials.shape[1]
+    rows, limits = [], []
+    for k, other in itertools.permutations(range(count), 2):
+        own = potentials[labels == k]
+        if len(own):
+            # c_other - c_k + margin <= min over the samples of k of F_k - F_other
+            rows.append([float(m == other) - float(m == k) for m in range(count)] + [1.0])
+            limits.append(float((own[:, k] - own[:, other]).min()))
+    if not rows:
+        return potentials.new_zeros(count)
+    free = [(0.0, 0.0), *[(None, None)] * (count - 1), (None, max(map(abs, limits)))]
+    solution = linprog([0.0] * count + [-1.0], rows, limits, bounds=free)
+    return potentials.new_tensor(solution.x[:count]) if solution.success else potentials.new_zeros(count)
 
 
 def _descend_offsets(potentials: Tensor, errors: Tensor, offsets: Tensor) -> Tensor:
