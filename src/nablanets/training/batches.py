@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,8 @@ def check_samples(net: nn.Module, x: Tensor, g: Tensor, *, owner: str) -> tuple[
 
 
 Samples = tuple[Tensor, Tensor]
+#: Draws so many fresh samples of a field.
+Sampler = Callable[[int, torch.Generator], Samples]
 
 
 def split(x: Tensor, g: Tensor, validation: float | Samples, generator: torch.Generator) -> tuple[Samples, Samples]:
@@ -49,6 +52,15 @@ def split(x: Tensor, g: Tensor, validation: float | Samples, generator: torch.Ge
     order = torch.randperm(len(x), generator=generator).to(x.device)
     test, train = order[:held_out], order[held_out:]
     return (x[train], g[train]), (x[test], g[test])
+
+
+class BatchSource(Protocol):
+    """Where a fit takes its batches from: endless, and resumable from its state."""
+
+    def next(self) -> Samples: ...
+    def state(self) -> dict[str, Any]: ...
+    def restore(self, state: dict[str, Any]) -> None: ...
+    def signature(self) -> list[Any]: ...
 
 
 class Batches:
@@ -74,6 +86,10 @@ class Batches:
         self.position += self.size
         return self._x[rows], self._g[rows]
 
+    def signature(self) -> list[Any]:
+        """What tells these samples from others, for checkpoints."""
+        return [list(self.x.shape), float(self.x.double().sum()), float(self.g.double().sum())]
+
     def state(self) -> dict[str, Any]:
         return {"epoch_state": self.epoch_state, "position": self.position}
 
@@ -81,3 +97,22 @@ class Batches:
         self.generator.set_state(state["epoch_state"])
         self._begin_epoch()
         self.position = state["position"]
+
+
+class FreshBatches:
+    """Batches of samples that are drawn when they are needed and seen once."""
+
+    def __init__(self, net: nn.Module, sampler: Sampler, size: int, generator: torch.Generator) -> None:
+        self.net, self.sampler, self.size, self.generator = net, sampler, size, generator
+
+    def next(self) -> Samples:
+        return check_samples(self.net, *self.sampler(self.size, self.generator), owner="fit")
+
+    def signature(self) -> list[Any]:
+        return ["fresh", self.size]
+
+    def state(self) -> dict[str, Any]:
+        return {"generator": self.generator.get_state()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.generator.set_state(state["generator"])

@@ -121,16 +121,16 @@ def _fit_symmetric(x: Tensor, g: Tensor, labels: Tensor) -> Pieces:
     y, count = x - centre, torch.bincount(labels)
     matrix, value, ridge = y.new_zeros(x.shape[1], x.shape[1]), y.new_zeros(x.shape[1]), 0.0
     if int(count[count > 0].min()) <= x.shape[1]:
-        (matrix, value), ridge = _symmetric_regression(y, g, 0.0), float(y.square().mean())
+        (matrix, value), ridge = symmetric_regression(y, g), float(y.square().mean())
         g = g - y @ matrix - value
     used = count.nonzero().squeeze(1).tolist()
     ridges = [ridge if count[k] <= x.shape[1] else 0.0 for k in used]
-    fits = [_symmetric_regression(y[labels == k], g[labels == k], r) for k, r in zip(used, ridges, strict=True)]
+    fits = [symmetric_regression(y[labels == k], g[labels == k], r) for k, r in zip(used, ridges, strict=True)]
     matrices, values = (torch.stack(parts) for parts in zip(*fits, strict=True))
     return Pieces(matrices + matrix, values + value, centre, labels, math.nan, math.nan)
 
 
-def _symmetric_regression(y: Tensor, g: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
+def symmetric_regression(y: Tensor, g: Tensor, ridge: float = 0.0) -> tuple[Tensor, Tensor]:
     """The symmetric A and v that minimise sum ||A y + v - g||^2 + ridge ||A||^2.
 
     They solve A S + S A = C + C^T with S = Y^T Y + ridge I and C = Y^T G.

@@ -15,7 +15,8 @@ import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from nablanets.training.batches import Batches, Samples, check_samples, split
+from nablanets.errors import InvalidInputError
+from nablanets.training.batches import Batches, BatchSource, FreshBatches, Sampler, Samples, check_samples, split
 from nablanets.training.checkpoint import read_checkpoint, write_checkpoint
 from nablanets.training.settings import FitResult, FitSettings, HistoryRow, decibels
 
@@ -26,8 +27,8 @@ _VALIDATION_CHUNK = 65536
 
 def fit(
     net: nn.Module,
-    x: Tensor,
-    g: Tensor,
+    x: Tensor | Sampler,
+    g: Tensor | None = None,
     *,
     validation: float | Samples = 0.1,
     progress: bool = True,
@@ -42,9 +43,10 @@ def fit(
 
     Args:
         net: any module that maps (n, d) to (n, d): a gradient map or a baseline.
-        x: points, (n, d).
-        g: gradients at these points, (n, d).
-        validation: fraction of the samples to hold out, or a pair (x, g) of validation samples.
+        x: points, (n, d); or a function (count, generator) that draws fresh samples (x, g) for every batch.
+        g: gradients at the points, (n, d); None for fresh samples.
+        validation: fraction of the samples to hold out, or a pair (x, g) of validation samples (for fresh samples, always
+            a pair).
         progress: show a progress bar.
         checkpoint: a file to keep the state in; if it is there, the fit goes on from it and ends exactly as it would
             have ended without the interruption.
@@ -64,12 +66,7 @@ def fit(
     ('steps', 50)
     """
     settings = (settings or FitSettings()).update(**changes)
-    x, g = check_samples(net, x, g, owner="fit")
-    generator = torch.Generator().manual_seed(settings.seed)
-    if not isinstance(validation, int | float):
-        validation = check_samples(net, *validation, owner="fit (validation)")
-    train, test = split(x, g, validation, generator)
-    trainer = _Trainer(net, Batches(*train, settings.batch_size, generator), test, settings)
+    trainer = _Trainer(net, *_batches(net, x, g, validation, settings), settings)
     path = None if checkpoint is None else Path(checkpoint)
     if path is not None and path.exists():
         trainer.restore(read_checkpoint(path, trainer.fingerprint))
@@ -83,6 +80,25 @@ def fit(
     return trainer.result()
 
 
+def _batches(
+    net: nn.Module, x: Tensor | Sampler, g: Tensor | None, validation: float | Samples, settings: FitSettings
+) -> tuple[BatchSource, Samples]:
+    """Training batches and validation samples."""
+    generator = torch.Generator().manual_seed(settings.seed)
+    if not isinstance(validation, int | float):
+        validation = check_samples(net, *validation, owner="fit (validation)")
+    if isinstance(x, Tensor) and isinstance(g, Tensor):
+        train, test = split(*check_samples(net, x, g, owner="fit"), validation, generator)
+        return Batches(*train, settings.batch_size, generator), test
+    if isinstance(x, Tensor) or g is not None or isinstance(validation, int | float):
+        raise InvalidInputError(
+            "fit: expected points and gradients; or a function (count, generator) that draws fresh samples, without "
+            f"gradients and with validation=(x, g). Got {type(x).__name__}, {type(g).__name__} and validation of type "
+            f"{type(validation).__name__}."
+        )
+    return FreshBatches(net, x, settings.batch_size, generator), validation
+
+
 def error(net: nn.Module, x: Tensor, g: Tensor) -> float:
     """Mean ||net(x) - g||^2, in chunks, without building an autograd graph."""
     with torch.no_grad():
@@ -93,7 +109,7 @@ def error(net: nn.Module, x: Tensor, g: Tensor) -> float:
 class _Trainer:
     """The state of one fit."""
 
-    def __init__(self, net: nn.Module, batches: Batches, test: Samples, settings: FitSettings) -> None:
+    def __init__(self, net: nn.Module, batches: BatchSource, test: Samples, settings: FitSettings) -> None:
         self.net, self.batches, self.test, self.settings = net, batches, test, settings
         self.optimizer = _make_optimizer(net, settings)
         self.step = 0
@@ -106,8 +122,8 @@ class _Trainer:
     @property
     def fingerprint(self) -> str:
         shapes = {name: list(p.shape) for name, p in self.net.state_dict().items()}
-        data = [list(self.batches.x.shape), float(self.batches.x.double().sum()), float(self.batches.g.double().sum())]
-        return json.dumps({"settings": asdict(self.settings), "network": shapes, "data": data}, sort_keys=True)
+        description = {"settings": asdict(self.settings), "network": shapes, "data": self.batches.signature()}
+        return json.dumps(description, sort_keys=True)
 
     def run(self, path: Path | None, reports: list[Report]) -> None:
         begin = time.perf_counter() - self.seconds
