@@ -79,6 +79,33 @@ def test_terrain_is_reconstructed_from_slopes(terrain_run):
     assert by_arm["gradnet"]["elevation_rmse"] < 40
 
 
+def test_pieces_are_identified_where_training_barely_beats_an_affine_map(tmp_path):
+    experiment = find_experiment("piecewise-quadratic")
+    config = experiment.preset("quick")
+    run = run_experiment(experiment, config, preset="quick", seeds=1, out=tmp_path / "run")
+    by_arm = {row.arm.removesuffix("-32"): row for row in run.rows()}
+    db = {arm: row.metrics["test_db"] for arm, row in by_arm.items()}
+    assert -13 < db["affine"] < -12
+    assert db["identified"] < -100
+    assert db["identified-6"] < -100
+    assert by_arm["identified-6"].metrics["pieces"] == 3
+    assert db["identified-noisy"] < -28
+    assert db["gradnet-m-affine-start"] < db["affine"]
+    assert max(row.parameters for row in run.rows()) <= 1024 * 32
+    assert run.load_model("identified-32", 0).monotone
+
+
+def test_nonconvex_fields_are_learned_better_than_by_an_affine_map(tmp_path):
+    experiment = find_experiment("nonconvex-fields")
+    config = replace(experiment.preset("quick"), methods=("affine", "gradnet-m-affine-start"), steps=200)
+    run = run_experiment(experiment, config, preset="quick", seeds=1, out=tmp_path / "run")
+    db = {row.arm.removesuffix("-32"): row.metrics["test_db"] for row in run.rows()}
+    for field in experiment.fields:
+        assert db[f"{field}-gradnet-m-affine-start"] < db[f"{field}-affine"] - 0.05
+    with pytest.raises(UnknownNameError, match="'affine'"):
+        experiment.arms(replace(config, methods=("affin",)))
+
+
 def test_poisson_integration_recovers_a_surface_from_its_slopes():
     y, x = np.mgrid[0:60, 0:80]
     surface = np.sin(x / 9.0) * np.cos(y / 11.0) * 50 + 0.3 * x
@@ -186,7 +213,9 @@ def test_overrides_have_the_type_of_the_field():
 
 
 def test_names():
-    assert {"field2d-convex", "field2d-nonconvex", "terrain"} <= set(EXPERIMENTS)
+    assert {"field2d-convex", "field2d-nonconvex", "terrain", "piecewise-quadratic", "nonconvex-fields"} <= set(
+        EXPERIMENTS
+    )
     with pytest.raises(UnknownNameError, match="'field2d-convex'"):
         find_experiment("field2d-conves")
     for experiment in EXPERIMENTS.values():

@@ -9,9 +9,9 @@ import torch
 from torch.testing import assert_close
 
 from nablanets import GradNetC, GradNetM, Quadratic, fit
-from nablanets.baselines import MLP
+from nablanets.baselines import MLP, AffineField
 from nablanets.errors import InvalidInputError, ModelFileError, ShapeError, UnknownNameError
-from nablanets.training import FitSettings, decibels, error, standardised
+from nablanets.training import FitSettings, decibels, error, initialise_affine, standardised
 
 
 def _data(n=400, d=2, seed=0):
@@ -163,3 +163,63 @@ def test_standardising_is_a_pullback_that_makes_awkward_units_learnable():
 def test_baselines_are_fitted_by_the_same_call():
     x, g = _data()
     assert fit(MLP(2, 16), x, g, steps=400, learning_rate=1e-2, progress=False).best_validation_db < -20
+
+
+def _fresh(count, generator):
+    x = torch.rand(count, 2, generator=generator)
+    return x, 2 * x + x.flip(-1)
+
+
+def test_fresh_samples_are_drawn_for_every_batch_and_resumed(tmp_path):
+    torch.manual_seed(0)
+    start, test = GradNetC(2, 6), _data(100, seed=1)
+    options = {"validation": test, "steps": 40, "batch_size": 16, "validate_every": 10, "progress": False}
+    seen = []
+
+    def recorded(count, generator):
+        seen.append(_fresh(count, generator)[0])
+        return seen[-1], 2 * seen[-1] + seen[-1].flip(-1)
+
+    whole = copy.deepcopy(start)
+    result = fit(whole, recorded, **options)
+    assert len(torch.cat(seen).unique(dim=0)) == 40 * 16
+    assert result.best_validation_error < error(start, *test)
+
+    class Interrupted(KeyboardInterrupt):
+        pass
+
+    def stop(row):
+        if row.step == 20:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        fit(copy.deepcopy(start), _fresh, checkpoint=tmp_path / "state.pt", report=stop, **options)
+    resumed = copy.deepcopy(start)
+    fit(resumed, _fresh, checkpoint=tmp_path / "state.pt", **options)
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
+    for bad in ({"validation": 0.1}, {"g": test[1]}):
+        with pytest.raises(InvalidInputError, match="draws fresh samples"):
+            fit(copy.deepcopy(start), _fresh, **{**options, **bad})
+    with pytest.raises(InvalidInputError, match="expected points and gradients"):
+        fit(copy.deepcopy(start), test[0], **options)
+
+
+@pytest.mark.parametrize("monotone", [False, True])
+@pytest.mark.parametrize("kind", [GradNetC, GradNetM])
+def test_networks_start_as_the_best_affine_map(kind, monotone):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(500, 5, generator=generator)
+    g = x @ (torch.ones(5, 5) + torch.eye(5)) + 0.3 * torch.sin(5 * x)
+    affine = AffineField(5)
+    affine.fit(x, g)
+    net = kind(5, 8, monotone=monotone)
+    initialise_affine(net, x, g)
+    assert error(net, x, g) < error(affine, x, g) + 0.02
+    assert fit(net, x, g, validation=(x, g), steps=300, progress=False).best_validation_error < error(affine, x, g)
+    if monotone:
+        net = kind(5, 30, monotone=True, linear=False)
+        initialise_affine(net, x, g)
+        assert error(net, x, g) < 1.3 * error(affine, x, g)
+    else:
+        with pytest.raises(InvalidInputError, match="linear=True"):
+            initialise_affine(kind(5, 8, linear=False), x, g)

@@ -1,16 +1,44 @@
 """Experiments by name."""
 
+from dataclasses import replace
 from typing import Any
 
 from nablanets.errors import unknown_name
 from nablanets.experiments.base import Experiment
 from nablanets.experiments.field2d import Field2DExperiment
+from nablanets.experiments.high_dimensional import HighDimensionalConfig, HighDimensionalExperiment
 from nablanets.experiments.terrain import TerrainExperiment
 from nablanets.problems.fields import ConvexField, NonconvexField
 
+#: Of the high-dimensional fields: d = 32, a few hundred steps and one rate.
+_QUICK = HighDimensionalConfig(
+    features=(32,),
+    methods=("affine", "gradnet-m-affine-start", "mixture", "identified", "identified-noisy", "identified-6", "mlp"),
+    steps=300,
+    rates=(3e-3,),
+    samples=2000,
+    test_samples=5000,
+)
+
 EXPERIMENTS: dict[str, Experiment[Any]] = {
     experiment.name: experiment
-    for experiment in (Field2DExperiment(ConvexField()), Field2DExperiment(NonconvexField()), TerrainExperiment())
+    for experiment in (
+        Field2DExperiment(ConvexField()),
+        Field2DExperiment(NonconvexField()),
+        TerrainExperiment(),
+        HighDimensionalExperiment(
+            "piecewise-quadratic",
+            "Learn the paper's convex piecewise quadratic field at d = 32, 256, 1024, by training and identification.",
+            ("piecewise-quadratic",),
+            _QUICK,
+        ),
+        HighDimensionalExperiment(
+            "nonconvex-fields",
+            "Learn two high-dimensional nonconvex fields of ours: a difference of maxima, and sinusoidal ridges.",
+            ("piecewise-difference", "sinusoidal-ridges"),
+            replace(_QUICK, methods=("affine", "gradnet-c-affine-start", "gradnet-m-affine-start", "mlp")),
+        ),
+    )
 }
 
 

@@ -1,5 +1,6 @@
 """Fitting networks to samples."""
 
+from nablanets.training.affine import initialise_affine
 from nablanets.training.gating import Gate, fit_pieces, mixture_from_pieces
 from nablanets.training.identify import Pieces, identify_pieces
 from nablanets.training.initialise import initialise_from_data
@@ -20,6 +21,7 @@ __all__ = [
     "fit_best_start",
     "fit_pieces",
     "identify_pieces",
+    "initialise_affine",
     "initialise_from_data",
     "mixture_from_pieces",
     "standardised",

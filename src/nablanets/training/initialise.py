@@ -5,10 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nablanets.errors import InvalidInputError
-from nablanets.maps import GradientMap, GradNetC, GradNetM, Quadratic
+from nablanets.maps import GradientMap, GradNetC, GradNetM
 from nablanets.parameters import inverse_softplus
-from nablanets.training.identify import symmetric_regression
 
 # Standard deviation of t_m W_m x over the data that module activations start with.
 _MODULE_SPREAD = 1.35
@@ -39,36 +37,3 @@ def initialise_from_data(net: GradientMap, x: Tensor) -> None:
         spread = (x.to(net.weight) @ net.weight.flatten(0, 1).mT).std(dim=0).square().mean().sqrt()
         if spread > 0:
             net.sharpness_raw.fill_(inverse_softplus(_MODULE_SPREAD / float(spread)))
-
-
-@torch.no_grad()
-def initialise_affine(net: GradNetC | GradNetM, x: Tensor, g: Tensor, *, core: float = 0.05) -> None:
-    """Start a network as the best affine gradient map: put it into the linear term, and keep the nonlinear core small.
-
-    What is then learned is what an affine map cannot do. The start is affine least squares with a symmetric matrix, made
-    positive definite if the network is monotone, and of the rank of the linear term.
-
-    Args:
-        net: a fresh network with a linear term, changed in place.
-        x, g: samples, (n, d).
-        core: factor of the core's outermost weights.
-
-    Raises:
-        InvalidInputError: the network has no linear term.
-
-    >>> net, x = GradNetC(2, 5, monotone=True), torch.rand(100, 2)
-    >>> initialise_affine(net, x, 3 * x + 1)
-    >>> bool((net(x) - 3 * x - 1).square().mean() < 0.05)
-    True
-    """
-    if net.linear is None:
-        raise InvalidInputError(
-            "initialise_affine: the network has no linear term. Build it with linear=True or a rank."
-        )
-    outer = net.ridge.alpha_raw[-1] if isinstance(net, GradNetC) else net.scale_raw
-    outer.copy_(inverse_softplus(torch.full_like(outer, core)) if net.monotone else core * outer)
-    matrix, offset = symmetric_regression(x.double(), g.double())
-    term = Quadratic.from_matrix(matrix, rank=net.linear.rank, monotone=net.monotone)
-    net.linear.load_state_dict(term.to(x), strict=False)
-    net.bias.copy_(offset)
-    net.bias.add_((g - net(x)).mean(dim=0))

@@ -45,8 +45,8 @@ def fit(
         net: any module that maps (n, d) to (n, d): a gradient map or a baseline.
         x: points, (n, d); or a function (count, generator) that draws fresh samples (x, g) for every batch.
         g: gradients at the points, (n, d); None for fresh samples.
-        validation: fraction of the samples to hold out, or a pair (x, g) of validation samples (for fresh samples, always
-            a pair).
+        validation: fraction of the samples to hold out, or a pair (x, g) of validation samples (always a pair for fresh
+            samples).
         progress: show a progress bar.
         checkpoint: a file to keep the state in; if it is there, the fit goes on from it and ends exactly as it would
             have ended without the interruption.
