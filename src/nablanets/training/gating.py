@@ -68,12 +68,16 @@ def mixture_from_pieces(
 ) -> tuple[GradientMap, Gate]:
     """A :class:`GradNetMixture` of quadratics (pulled back to the centre of the pieces), gated as the samples are.
 
+    Where monotone, negative eigenvalues of the pieces are set to zero before anything else.
+
     Args: see :func:`fit_pieces`.
 
     Raises:
         InvalidInputError: the limit of parameters is too low for even one shared direction.
     """
     d, count = x.shape[1], len(pieces)
+    if monotone:
+        pieces = replace(pieces, matrices=torch.stack([_positive(a) for a in pieces.matrices]))
     if parameters is None or count * (d * d + 2 * d) + 2 * d + count + 1 <= parameters:
         gate = fit_gate(pieces, x, g)
         experts = [
@@ -91,6 +95,14 @@ def mixture_from_pieces(
     gate = fit_gate(replace(pieces, matrices=matrices, values=slopes @ factor), x, g)
     experts = [Quadratic.from_diagonal(c, s, monotone=monotone) for c, s in zip(curvatures, slopes, strict=True)]
     return _assemble(experts, gate, factor, -factor @ pieces.centre, x, trainable=True), gate
+
+
+def _positive(matrix: Tensor) -> Tensor:
+    """The nearest positive semidefinite matrix."""
+    if int(torch.linalg.cholesky_ex(matrix).info) == 0:
+        return matrix
+    values, vectors = torch.linalg.eigh(matrix)
+    return (vectors * values.clamp(min=0)) @ vectors.mT
 
 
 def _assemble(
