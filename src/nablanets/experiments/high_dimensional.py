@@ -48,9 +48,8 @@ class HighDimensionalConfig:
         steps, batch_size: of training, each batch of fresh points.
         rates: learning rates that each trained arm chooses from, by validation error after ``trial_steps``.
         trial_steps: steps that each rate is tried for.
-        samples_per_feature, samples: identification and the start from an affine map use d times the first, but at least
-            the second, many points.
-        affine_samples_per_feature: the affine baseline uses d times so many.
+        samples_per_feature, samples: identification uses d times the first, but at least the second, many points.
+        affine_samples_per_feature: the affine baseline and starts use d times so many.
         noise: of the gradients in the noisy arms, relative to their root mean square.
         validation_samples, test_samples: further points.
     """
@@ -125,15 +124,17 @@ class HighDimensionalExperiment(Experiment[HighDimensionalConfig]):
         field = _field(name, d)
         torch.manual_seed(seed)
         generator = torch.Generator().manual_seed(1000 + seed)
-        samples = field.sample(max(config.samples, config.samples_per_feature * d), generator)
+        identified = method.startswith("identified")
+        count = max(config.samples, config.samples_per_feature * d)
+        samples = field.sample(count if identified else config.affine_samples_per_feature * d, generator)
         validation = field.sample(config.validation_samples, generator)
         test = field.sample(config.test_samples, generator)
         begin = time.perf_counter()
         if method == "affine":
             affine = AffineField(d)
-            affine.fit(*field.sample(config.affine_samples_per_feature * d, generator))
+            affine.fit(*samples)
             return self._result(affine, d * d + d, time.perf_counter() - begin, test, {})
-        if method.startswith("identified"):
+        if identified:
             return self._identify(config, method, samples, test, generator, seed)
         model, result, rate = self._train(config, field, method, seed, samples, validation)
         for row in result.history:
@@ -217,7 +218,7 @@ class HighDimensionalExperiment(Experiment[HighDimensionalConfig]):
             + ("monotone; " if convex else "not monotone; ")
             + "“-affine-start” begins as the best affine gradient map (initialise_affine; with a linear term where the net "
             "is not monotone). mixture is a smooth maximum of three quadratics of the largest rank that fits.",
-            f"affine is least squares on {config.affine_samples_per_feature} d points; the affine starts and the "
+            f"affine and the affine starts are least squares on {config.affine_samples_per_feature} d points; the "
             f"identified arms see max({config.samples}, {config.samples_per_feature} d). identified: k-planes with three pieces; "
             "-2 and -6 look for two and six; -noisy has gradients with "
             f"{config.noise:.0%} noise; -unlimited ignores the budget. All store at most the budget otherwise: full "
@@ -229,11 +230,13 @@ class HighDimensionalExperiment(Experiment[HighDimensionalConfig]):
         ]  # fmt: skip
 
     def pictures(self, config: HighDimensionalConfig, run: RunFolder) -> Iterator[Picture]:
-        for field in self.fields:
-            for d in config.features:
-                arms = [name for name, arm in self._arms(config).items() if (arm.field, arm.features) == (field, d)]
-                curves = learning_curves(run, arms, f"{field}, d = {d}: validation error by step.")
-                yield curves._replace(name=f"learning-curves-{field}-{d}")
+        groups: dict[tuple[str, int], list[str]] = {}
+        for name, arm in self._arms(config).items():
+            if arm.method != "affine" and not arm.method.startswith("identified"):
+                groups.setdefault((arm.field, arm.features), []).append(name)
+        for (field, d), arms in groups.items():
+            curves = learning_curves(run, arms, f"{field}, d = {d}: validation error by step.")
+            yield curves._replace(name=f"learning-curves-{field}-{d}")
 
 
 @lru_cache(maxsize=4)

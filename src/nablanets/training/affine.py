@@ -11,8 +11,9 @@ from nablanets.maps import GradNetC, GradNetM, Quadratic
 from nablanets.parameters import inverse_softplus
 from nablanets.training.identify import symmetric_regression
 
-# Standard deviation of the units' arguments over the data: of C, whose weighted tanh starts linear, and of M.
-_SPREAD_C, _SPREAD_M = 1.5, 0.5
+# Standard deviation of the units' arguments over the data: of C, whose weighted tanh starts linear; and of M, times
+# (units / features)^(1/4), so that what softmax adds to the affine map is as small at any width.
+_SPREAD_C, _SPREAD_M = 1.5, 0.25
 # Size of the core beside a linear term, relative to the gradients.
 _CORE = 0.01
 
@@ -94,7 +95,7 @@ def _spread_over_m(net: GradNetM, weight: Tensor, x: Tensor) -> None:
     net.weight.copy_(weight.unflatten(0, net.weight.shape[:2]))
     net.hidden_bias.copy_(-net.weight @ x.mean(dim=0))
     spread = (x @ weight.mT).std(dim=0).square().mean().sqrt()
-    sharpness = _SPREAD_M / float(spread)
+    sharpness = _SPREAD_M * (len(weight) / weight.shape[1]) ** 0.25 / float(spread)
     net.sharpness_raw.fill_(inverse_softplus(sharpness))
     slopes = net.units.derivative(net._hidden(x))
     diagonal = slopes if isinstance(slopes, Tensor) else slopes.diagonal
