@@ -46,8 +46,7 @@ class HighDimensionalConfig:
         methods: which of the arms to run; the names are those of the table without field and dimension.
         parameters_per_feature: the budget is this times d.
         steps, batch_size: of training, each batch of fresh points.
-        rates: learning rates that each trained arm chooses from, by validation error after ``trial_steps``.
-        trial_steps: steps that each rate is tried for.
+        rates, trial_steps: each trained arm takes the best of the rates, times 32 / d, by validation after so many steps.
         samples_per_feature, samples: identification uses d times the first, but at least the second, many points.
         affine_samples_per_feature: the affine baseline and starts use d times so many.
         noise: of the gradients in the noisy arms, relative to their root mean square.
@@ -63,7 +62,7 @@ class HighDimensionalConfig:
     parameters_per_feature: int = 1024
     steps: int = 10_000
     batch_size: int = 100
-    rates: tuple[float, ...] = (1e-4, 1e-3, 1e-2)
+    rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
     trial_steps: int = 500
     samples_per_feature: int = 10
     affine_samples_per_feature: int = 50
@@ -135,7 +134,7 @@ class HighDimensionalExperiment(Experiment[HighDimensionalConfig]):
             affine.fit(*samples)
             return self._result(affine, d * d + d, time.perf_counter() - begin, test, {})
         if identified:
-            return self._identify(config, method, samples, test, generator, seed)
+            return self._identify(config, method, samples, test, seed)
         model, result, rate = self._train(config, field, method, seed, samples, validation)
         for row in result.history:
             report(row)
@@ -147,17 +146,11 @@ class HighDimensionalExperiment(Experiment[HighDimensionalConfig]):
         return PartResult(model, parameters, seconds, {"test_db": decibels(error(model, *test)), **metrics})
 
     def _identify(
-        self,
-        config: HighDimensionalConfig,
-        method: str,
-        samples: Samples,
-        test: Samples,
-        generator: torch.Generator,
-        seed: int,
+        self, config: HighDimensionalConfig, method: str, samples: Samples, test: Samples, seed: int
     ) -> PartResult:
         x, g = samples
         if method == "identified-noisy":
-            g = g + config.noise * g.square().mean().sqrt() * torch.randn(g.shape, generator=generator)
+            g = g + config.noise * g.square().mean().sqrt() * torch.randn_like(g)
         budget = None if method == "identified-unlimited" else config.parameters_per_feature * x.shape[1]
         pieces = {"identified-2": 2, "identified-6": 6}.get(method, 3)
         begin = time.perf_counter()
@@ -167,32 +160,22 @@ class HighDimensionalExperiment(Experiment[HighDimensionalConfig]):
         return self._result(net, count_stored(net), seconds, test, metrics)
 
     def _train(
-        self,
-        config: HighDimensionalConfig,
-        field: Field,
-        method: str,
-        seed: int,
-        samples: Samples,
-        validation: Samples,
+        self, config: HighDimensionalConfig, field: Field, method: str, seed: int, samples: Samples, validation: Samples
     ) -> tuple[nn.Module, FitResult, float]:
         """The network of an arm, trained on fresh points with the rate that was best on validation data."""
 
         def attempt(rate: float, steps: int) -> tuple[nn.Module, FitResult]:
             torch.manual_seed(seed)
             net = _build(method, field, config.parameters_per_feature * field.features, *samples)
-            settings = FitSettings(
-                steps=steps,
-                batch_size=config.batch_size,
-                learning_rate=rate,
-                validate_every=max(1, steps // 50),
-                seed=seed,
-            )
+            options = {"steps": steps, "learning_rate": rate, "validate_every": max(1, steps // 50), "warmup": 0.05}
+            settings = FitSettings(batch_size=config.batch_size, seed=seed).update(**options)
             return net, fit(net, field.sample, validation=validation, progress=False, settings=settings)
 
         def trial(rate: float) -> float:
             return attempt(rate, config.trial_steps)[1].best_validation_error
 
-        rate = min(config.rates, key=trial) if len(config.rates) > 1 else config.rates[0]
+        rates = [rate * 32 / field.features for rate in config.rates]
+        rate = min(rates, key=trial) if len(rates) > 1 else rates[0]
         return *attempt(rate, config.steps), rate
 
     def notes(self, config: HighDimensionalConfig) -> list[str]:
@@ -212,8 +195,8 @@ class HighDimensionalExperiment(Experiment[HighDimensionalConfig]):
                 else ["The paper's nonconvex high-dimensional fields are not available to us; these are ours."]
             ),
             f"This run: {config.parameters_per_feature} d parameters, {config.steps:,} steps of {config.batch_size} fresh "
-            f"points with cosine decay; each trained arm takes the best of the rates {config.rates} by validation error "
-            f"after {config.trial_steps} steps, for each seed. gradnet-c has four layers of weighted tanh, gradnet-m four "
+            f"points with warm-up and cosine decay; each trained arm takes the best of the rates {config.rates}, times 32/d, "
+            f"by validation error after {config.trial_steps} steps, for each seed. gradnet-c has four layers of weighted tanh, gradnet-m four "
             "modules of weighted softmax, both without linear term and "
             + ("monotone; " if convex else "not monotone; ")
             + "“-affine-start” begins as the best affine gradient map (initialise_affine; with a linear term where the net "
