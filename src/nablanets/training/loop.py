@@ -6,7 +6,7 @@ import contextlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,9 @@ from torch import Tensor, nn
 from nablanets.errors import InvalidInputError
 from nablanets.training.batches import Batches, BatchSource, FreshBatches, Sampler, Samples, check_samples, split
 from nablanets.training.checkpoint import read_checkpoint, write_checkpoint
+from nablanets.training.optimizers import make_stepper, resolve
 from nablanets.training.settings import FitResult, FitSettings, HistoryRow, decibels
+from nablanets.training.stepper import Stepper
 
 Report = Callable[[HistoryRow], None]
 _CHECKPOINT_SECONDS = 30.0
@@ -66,7 +68,29 @@ def fit(
     ('steps', 50)
     """
     settings = (settings or FitSettings()).update(**changes)
-    trainer = _Trainer(net, *_batches(net, x, g, validation, settings), settings)
+    return fit_starts(
+        [net], x, g, validation=validation, progress=progress, checkpoint=checkpoint, report=report, settings=settings
+    )
+
+
+def fit_starts(
+    nets: Sequence[nn.Module],
+    x: Tensor | Sampler,
+    g: Tensor | None = None,
+    *,
+    settings: FitSettings,
+    halve_every: int | None = None,
+    validation: float | Samples = 0.1,
+    progress: bool = True,
+    checkpoint: str | Path | None = None,
+    report: Report | None = None,
+) -> FitResult:
+    """:func:`fit` for one network, or Levenberg-Marquardt from several starts; the first ends with the best weights."""
+    net = nets[0]
+    settings = resolve(settings, net, x)
+    batches, test = _batches(net, x, g, validation, settings)
+    stepper = make_stepper(nets, batches, test, settings, halve_every)
+    trainer = _Trainer(net, stepper, test, settings, _fingerprint(nets, batches, settings, halve_every))
     path = None if checkpoint is None else Path(checkpoint)
     if path is not None and path.exists():
         trainer.restore(read_checkpoint(path, trainer.fingerprint))
@@ -109,21 +133,16 @@ def error(net: nn.Module, x: Tensor, g: Tensor) -> float:
 class _Trainer:
     """The state of one fit."""
 
-    def __init__(self, net: nn.Module, batches: BatchSource, test: Samples, settings: FitSettings) -> None:
-        self.net, self.batches, self.test, self.settings = net, batches, test, settings
-        self.optimizer = _make_optimizer(net, settings)
+    def __init__(
+        self, net: nn.Module, stepper: Stepper, test: Samples, settings: FitSettings, fingerprint: str
+    ) -> None:
+        self.net, self.stepper, self.test, self.settings, self.fingerprint = net, stepper, test, settings, fingerprint
         self.step = 0
         self.seconds = 0.0
         self.stop_reason = ""
         self.history: list[HistoryRow] = []
         self.best_error, self.best_step = math.inf, 0
         self.best_state = _copy_state(net)
-
-    @property
-    def fingerprint(self) -> str:
-        shapes = {name: list(p.shape) for name, p in self.net.state_dict().items()}
-        description = {"settings": asdict(self.settings), "network": shapes, "data": self.batches.signature()}
-        return json.dumps(description, sort_keys=True)
 
     def run(self, path: Path | None, reports: list[Report]) -> None:
         begin = time.perf_counter() - self.seconds
@@ -144,19 +163,8 @@ class _Trainer:
                     saved = time.perf_counter()
 
     def _advance(self) -> Tensor:
-        """One optimisation step; returns its loss."""
-        rate = self.settings.rate(self._progress())
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        x, g = self.batches.next()
-        loss = (self.net(x) - g).square().sum(dim=-1).mean()
-        self.optimizer.zero_grad()
-        loss.backward()
-        if self.settings.clip_norm is not None:
-            nn.utils.clip_grad_norm_(self.net.parameters(), self.settings.clip_norm)
-        self.optimizer.step()
         self.step += 1
-        return loss.detach()
+        return self.stepper.advance(self.settings.rate(self._progress()))
 
     def _progress(self) -> float:
         limit = self.settings.max_seconds
@@ -167,12 +175,12 @@ class _Trainer:
         if self.step >= self.settings.steps:
             return "steps"
         limit = self.settings.max_seconds
-        return "max_seconds" if limit is not None and self.seconds >= limit else ""
+        return "max_seconds" if limit is not None and self.seconds >= limit else self.stepper.stop_reason
 
     def _validate(self, training_error: float, reports: list[Report]) -> None:
+        self.stepper.publish()
         value = error(self.net, *self.test)
-        rate = self.optimizer.param_groups[0]["lr"]
-        self.history.append(HistoryRow(self.step, self.seconds, training_error, value, rate))
+        self.history.append(HistoryRow(self.step, self.seconds, training_error, value, self.stepper.rate))
         if value < self.best_error:
             self.best_error, self.best_step, self.best_state = value, self.step, _copy_state(self.net)
         elif not (math.isfinite(value) and math.isfinite(training_error)):
@@ -202,9 +210,7 @@ class _Trainer:
             "history": [list(row) for row in self.history],
             "best": [self.best_error, self.best_step],
             "best_state": self.best_state,
-            "net": self.net.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "batches": self.batches.state(),
+            "stepper": self.stepper.state(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -212,15 +218,16 @@ class _Trainer:
         self.history = [HistoryRow(*row) for row in state["history"]]
         self.best_error, self.best_step = state["best"]
         self.best_state = state["best_state"]
-        self.net.load_state_dict(state["net"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.batches.restore(state["batches"])
+        self.stepper.restore(state["stepper"])
 
 
-def _make_optimizer(net: nn.Module, settings: FitSettings) -> torch.optim.Optimizer:
-    parameters = [p for p in net.parameters() if p.requires_grad]
-    kind = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.Adam
-    return kind(parameters, settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
+def _fingerprint(
+    nets: Sequence[nn.Module], batches: BatchSource, settings: FitSettings, halve_every: int | None
+) -> str:
+    shapes = {name: list(p.shape) for name, p in nets[0].state_dict().items()}
+    starts = {} if halve_every is None else {"starts": len(nets), "halve_every": halve_every}
+    description = {"settings": asdict(settings), "network": shapes, "data": batches.signature(), **starts}
+    return json.dumps(description, sort_keys=True)
 
 
 def _copy_state(net: nn.Module) -> dict[str, Tensor]:

@@ -9,7 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from nablanets.errors import InvalidInputError
-from nablanets.training.loop import fit
+from nablanets.training.loop import fit, fit_starts
+from nablanets.training.optimizers import resolve
 from nablanets.training.settings import FitResult, FitSettings
 
 
@@ -25,13 +26,15 @@ def fit_best_start(
 ) -> tuple[nn.Module, FitResult]:
     """Train ``starts`` fresh networks for ``start_steps`` each, and the best by validation error for the rest.
 
-    All of it takes ``settings.steps`` steps, so that it compares with one network trained for that long.
+    All of it takes ``settings.steps`` steps, so that it compares with one network trained for that long. With
+    Levenberg-Marquardt all starts advance together, and every ``start_steps`` iterations the worse half is dropped
+    while the others get twice the samples.
 
     Args:
         build: makes a fresh network (from torch's random state).
         x, g: samples, (n, d).
         starts: how many; 1 is plain :func:`fit`.
-        start_steps: steps of each start, at a constant rate.
+        start_steps: steps of each start, at a constant rate; iterations between halvings with Levenberg-Marquardt.
         settings: of the whole.
         options: further arguments of :func:`fit`.
 
@@ -49,15 +52,19 @@ def fit_best_start(
     >>> result.steps
     100
     """
-    if starts < 1 or (starts > 1 and starts * start_steps >= settings.steps):
+    if starts < 1 or start_steps < 1:
+        raise InvalidInputError(
+            f"fit_best_start: expected starts and start_steps >= 1, got {starts} and {start_steps}."
+        )
+    nets = [build() for _ in range(starts)]
+    settings = resolve(settings, nets[0], x.shape[-1])
+    if starts == 1 or settings.optimizer == "levenberg":
+        return nets[0], fit_starts(nets, x, g, settings=settings, halve_every=start_steps, **options)
+    if starts * start_steps >= settings.steps:
         raise InvalidInputError(
             f"fit_best_start: {starts} starts of {start_steps} steps do not fit into {settings.steps} steps."
         )
-    if starts == 1:
-        net = build()
-        return net, fit(net, x, g, settings=settings, **options)
     brief = settings.update(steps=start_steps, schedule="constant", validate_every=start_steps)
-    nets = [build() for _ in range(starts)]
     trials = [fit(net, x, g, settings=brief, **options) for net in nets]
     best = min(range(starts), key=lambda k: trials[k].best_validation_error)
     used = starts * start_steps

@@ -8,6 +8,8 @@ from typing import Any, Literal, NamedTuple
 
 from nablanets.errors import InvalidInputError, unknown_name
 
+_OPTIMIZERS = ("auto", "adam", "adamw", "muon", "lbfgs", "levenberg")
+
 
 @dataclass(frozen=True)
 class FitSettings:
@@ -15,10 +17,14 @@ class FitSettings:
 
     Attributes:
         steps: optimisation steps at most.
-        batch_size: samples per step, drawn without replacement within an epoch.
-        learning_rate: peak learning rate.
-        optimizer: "adam" or "adamw".
-        weight_decay: an L2 penalty with "adam", decoupled decay with "adamw".
+        batch_size: samples per step, drawn without replacement within an epoch. With "lbfgs" and "levenberg" these are
+            drawn once; "levenberg" doubles them when it stands still, until all are in use.
+        learning_rate: peak learning rate; "lbfgs" and "levenberg" need none.
+        optimizer: "adam", "adamw", "muon" (for matrices; AdamW for the rest), "lbfgs", "levenberg"
+            (:class:`~nablanets.training.levenberg.Levenberg`, far ahead for up to some hundred parameters and few
+            features; ``steps`` are its iterations), or "auto": "levenberg" for at most 500 parameters and 16 features
+            without decay or clipping, else "adam".
+        weight_decay: an L2 penalty with "adam", decoupled decay with "adamw" and "muon".
         schedule: "cosine" decays the learning rate to zero over the run, "constant" keeps it.
         warmup: fraction of the run over which the rate rises linearly from zero.
         clip_norm: clip the norm of the parameter gradient, if given.
@@ -32,7 +38,7 @@ class FitSettings:
     steps: int = 5000
     batch_size: int = 1000
     learning_rate: float = 5e-3
-    optimizer: Literal["adam", "adamw"] = "adam"
+    optimizer: Literal["auto", "adam", "adamw", "muon", "lbfgs", "levenberg"] = "adam"
     weight_decay: float = 0.0
     schedule: Literal["cosine", "constant"] = "cosine"
     warmup: float = 0.0
@@ -48,9 +54,14 @@ class FitSettings:
                 raise InvalidInputError(f"fit: expected {name} >= 1, got {getattr(self, name)}.")
         if not (self.learning_rate > 0 and math.isfinite(self.learning_rate)):
             raise InvalidInputError(f"fit: expected a positive learning_rate, got {self.learning_rate}.")
-        for name, options in (("optimizer", ("adam", "adamw")), ("schedule", ("cosine", "constant"))):
+        for name, options in (("optimizer", _OPTIMIZERS), ("schedule", ("cosine", "constant"))):
             if getattr(self, name) not in options:
                 raise unknown_name(name, str(getattr(self, name)), options)
+        if self.optimizer in ("lbfgs", "levenberg") and (self.weight_decay or self.clip_norm is not None):
+            raise InvalidInputError(
+                f"fit: optimizer {self.optimizer!r} has no weight decay and no clipping of the gradient, got "
+                f"weight_decay={self.weight_decay} and clip_norm={self.clip_norm}. Leave them out, or use adamw."
+            )
 
     def update(self, **changes: Any) -> FitSettings:
         """A copy with some settings changed; an unknown name is an error that offers the nearest ones."""
@@ -72,7 +83,7 @@ class FitSettings:
 
 
 class HistoryRow(NamedTuple):
-    """State of a fit at one validation. Errors are mean ||f(x) - g||^2."""
+    """State of a fit at one validation. Errors are mean ||f(x) - g||^2; the rate of "levenberg" is its damping."""
 
     step: int
     seconds: float
@@ -89,7 +100,7 @@ class FitResult:
         history: one row per validation.
         best_validation_error: mean ||f(x) - g||^2 on the validation samples, at the best validation.
         best_step: when that was.
-        stop_reason: "steps", "patience", "max_seconds" or "diverged".
+        stop_reason: "steps", "patience", "max_seconds", "diverged" or "converged".
         steps: steps taken.
         seconds: training time, validation included.
     """

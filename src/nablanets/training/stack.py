@@ -1,0 +1,88 @@
+"""Several networks of one architecture as one function of their stacked parameters."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from math import prod
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, jacrev, vmap
+
+from nablanets.errors import InvalidInputError
+
+
+class Stack:
+    """B networks of one architecture, evaluated together.
+
+    Attributes:
+        theta: trained parameters, one row of p numbers per network.
+
+    Args:
+        nets: networks that differ in the values of their parameters and buffers only; they are not changed.
+        dtype: of the computation; that of the networks if not given.
+
+    Raises:
+        InvalidInputError: no networks, networks of different architecture, or nothing to train.
+
+    >>> stack = Stack([nn.Linear(2, 2) for _ in range(3)])
+    >>> stack.theta.shape, stack.values(stack.theta, torch.zeros(5, 2)).shape
+    (torch.Size([3, 6]), torch.Size([3, 5, 2]))
+    """
+
+    def __init__(self, nets: Sequence[nn.Module], dtype: torch.dtype | None = None) -> None:
+        shapes = [_shapes(net) for net in nets]
+        if not nets or any(shape != shapes[0] for shape in shapes) or not any(t for t, _ in shapes[0].values()):
+            raise InvalidInputError("expected at least one network, all of one architecture, with trained parameters.")
+        self.skeleton = copy.deepcopy(nets[0]).to(dtype)
+        self._trained = {name: shape for name, (trained, shape) in shapes[0].items() if trained}
+        self._sizes = [prod(shape) for shape in self._trained.values()]
+        states = [_tensors(copy.deepcopy(net).to(dtype)) for net in nets]
+        self.theta = torch.stack([torch.cat([s[name].detach().flatten() for name in self._trained]) for s in states])
+        fixed = [name for name in states[0] if name not in self._trained]
+        self.fixed = {name: torch.stack([s[name].detach() for s in states]) for name in fixed}
+
+    def one(self, theta: Tensor, fixed: dict[str, Tensor], x: Tensor) -> Tensor:
+        """The network with parameters theta (p) and buffers ``fixed`` at x."""
+        return functional_call(self.skeleton, {**self._named(theta), **fixed}, (x,))
+
+    def values(self, theta: Tensor, x: Tensor, members: Tensor | slice = slice(None)) -> Tensor:
+        """Networks with the given parameters, one row each, at common points: (B, n, d)."""
+        return vmap(self.one, (0, 0, None))(theta, self._fixed(members), x)
+
+    def jacobians(self, theta: Tensor, x: Tensor, members: Tensor | slice = slice(None)) -> tuple[Tensor, Tensor]:
+        """Derivatives of the values in the parameters, (B, n, d, p), and the values."""
+
+        def twice(theta: Tensor, fixed: dict[str, Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
+            y = self.one(theta, fixed, x)
+            return y, y
+
+        each = vmap(vmap(jacrev(twice, has_aux=True), (None, None, 0)), (0, 0, None))
+        return each(theta, self._fixed(members), x)
+
+    def keep(self, members: Tensor) -> None:
+        """Drop all networks but these."""
+        self.theta, self.fixed = self.theta[members], self._fixed(members)
+
+    @torch.no_grad()
+    def write(self, member: int, net: nn.Module, theta: Tensor | None = None) -> None:
+        """Put the parameters and buffers of one network into a module."""
+        values = {**self._named((self.theta if theta is None else theta)[member]), **self._fixed(member)}
+        for name, tensor in _tensors(net).items():
+            tensor.copy_(values[name])
+
+    def _fixed(self, members: Tensor | slice | int) -> dict[str, Tensor]:
+        return {name: value[members] for name, value in self.fixed.items()}
+
+    def _named(self, theta: Tensor) -> dict[str, Tensor]:
+        parts = theta.split(self._sizes, dim=-1)
+        return {name: part.view(shape) for part, (name, shape) in zip(parts, self._trained.items(), strict=True)}
+
+
+def _tensors(net: nn.Module) -> dict[str, Tensor]:
+    return {**dict(net.named_parameters()), **dict(net.named_buffers())}
+
+
+def _shapes(net: nn.Module) -> dict[str, tuple[bool, tuple[int, ...]]]:
+    return {name: (tensor.requires_grad, tuple(tensor.shape)) for name, tensor in _tensors(net).items()}
