@@ -80,6 +80,10 @@ class GradNetC(GradientNetwork):
         """W, (h, d): a view of ``projection``."""
         return self.projection.mT
 
+    def hidden(self, x: Tensor) -> Tensor:
+        """The last hidden units before their coefficients alpha_{L-1}, (*, h)."""
+        return self.ridge.hidden(x @ self.weight.mT)
+
     def _core(self, x: Tensor) -> Tensor:
         return self.ridge(x @ self.weight.mT) @ self.weight
 

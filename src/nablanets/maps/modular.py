@@ -69,6 +69,10 @@ class GradNetM(ModularNetwork):
     def _scale(self) -> Tensor:
         return constrained(self.scale_raw, nonnegative=self.monotone)
 
+    def hidden(self, x: Tensor) -> Tensor:
+        """s_m(t_m (W_m x + b_m)), the hidden units before their modules' coefficients a_m, (*, M, h)."""
+        return self.units(self._hidden(x))
+
     def _responses(self, z: Tensor) -> Tensor:
         return self._scale().unsqueeze(-1) * self.units(z)
 

@@ -47,6 +47,10 @@ class RidgeCascade(nn.Module):
         """phi(u)."""
         return self._layers(u, self.num_layers)[1]
 
+    def hidden(self, u: Tensor) -> Tensor:
+        """s_{L-1}(z_{L-1}), which alpha_{L-1} scales."""
+        return self.activations[-1](self._layers(u, self.num_layers)[0])
+
     def _layers(self, u: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """z and alpha s(z) of layer number ``count`` (counted from one)."""
         alpha, beta = self._scales()

@@ -6,6 +6,7 @@ from nablanets.training.identify import Pieces, identify_pieces
 from nablanets.training.initialise import initialise_from_data
 from nablanets.training.loop import error, fit
 from nablanets.training.multistart import fit_best_start
+from nablanets.training.outer import solve_outer
 from nablanets.training.settings import FitResult, FitSettings, HistoryRow, decibels
 from nablanets.training.standardise import standardised
 
@@ -24,5 +25,6 @@ __all__ = [
     "initialise_affine",
     "initialise_from_data",
     "mixture_from_pieces",
+    "solve_outer",
     "standardised",
 ]

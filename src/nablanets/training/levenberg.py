@@ -73,7 +73,7 @@ class Levenberg(Stepper):
     @torch.no_grad()
     def advance(self, rate: float) -> Tensor:
         self.iteration += 1
-        before = self.error
+        before = self.error.clone()
         self._iterate()
         fallen = self.error < (1 - _STILL) * before
         self.still = torch.where(fallen, torch.zeros_like(self.still), self.still + 1)
