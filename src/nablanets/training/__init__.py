@@ -5,6 +5,7 @@ from nablanets.training.gating import Gate, fit_pieces, mixture_from_pieces
 from nablanets.training.identify import Pieces, identify_pieces
 from nablanets.training.initialise import initialise_from_data
 from nablanets.training.loop import error, fit
+from nablanets.training.many import Member, fit_many
 from nablanets.training.multistart import fit_best_start
 from nablanets.training.outer import solve_outer
 from nablanets.training.settings import FitResult, FitSettings, HistoryRow, decibels
@@ -16,6 +17,7 @@ __all__ = [
     "Gate",
     "HistoryRow",
     "Pieces",
+    "Member",
     "decibels",
     "error",
     "fit",
@@ -23,6 +25,7 @@ __all__ = [
     "fit_pieces",
     "identify_pieces",
     "initialise_affine",
+    "fit_many",
     "initialise_from_data",
     "mixture_from_pieces",
     "solve_outer",

@@ -1,0 +1,211 @@
+"""Many seeds and hyper-parameters trained as one batched program."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import vmap
+
+from nablanets.errors import InvalidInputError, unknown_name
+from nablanets.training.batches import Batches, Samples, check_samples, split
+from nablanets.training.settings import FitResult, FitSettings, HistoryRow
+from nablanets.training.stack import Stack
+
+# Members of one program. It is always full (with copies, if need be), and each member has its own slot, so that shapes
+# and memory alignment, and with them the rounding of every sum, are the same whichever other members there are.
+_SLOTS = 8
+_VALIDATION_CHUNK = 1024
+_PER_MEMBER = ("learning_rate", "weight_decay", "schedule", "warmup")
+
+
+class Member(NamedTuple):
+    """One trained network of :func:`fit_many`, which holds its best weights."""
+
+    seed: int
+    settings: FitSettings
+    net: nn.Module
+    result: FitResult
+
+
+def fit_many(
+    build: Callable[[], nn.Module],
+    x: Tensor,
+    g: Tensor,
+    *,
+    seeds: int | Sequence[int] = 30,
+    grid: Mapping[str, Sequence[Any]] | None = None,
+    validation: float | Samples = 0.1,
+    settings: FitSettings | None = None,
+    **changes: Any,
+) -> list[Member]:
+    """Train a network with many seeds and hyper-parameters at once, with Adam or AdamW.
+
+    Every member has initial weights and an order of samples from its own seed, and its result does not depend, to the
+    last bit, on which other members are there. The held-out samples are the same for all.
+
+    Args:
+        build: makes a fresh network from torch's random state, which is set to each seed in turn and restored.
+        x, g: samples, (n, d).
+        seeds: how many, counted from zero, or which.
+        grid: values to try, all combinations, of learning_rate, weight_decay, schedule or warmup.
+        validation: fraction of the samples to hold out, or a pair (x, g).
+        settings: common to all, see :class:`FitSettings`; its fields can also be given by name.
+
+    Returns:
+        One :class:`Member` for each combination and seed, seeds varying fastest. Their seconds are those of the
+        program of up to eight members that they were part of.
+
+    Raises:
+        InvalidInputError: settings that would make members depend on each other or on time (max_seconds, patience), or
+            that need another optimiser or clipping.
+
+    >>> from nablanets import GradNetM
+    >>> x = torch.rand(200, 2)
+    >>> members = fit_many(lambda: GradNetM(2, 4), x, 2 * x, seeds=2, grid={"learning_rate": [1e-3, 1e-2]}, steps=20)
+    >>> [(m.seed, m.settings.learning_rate) for m in members]
+    [(0, 0.001), (1, 0.001), (0, 0.01), (1, 0.01)]
+    """
+    common = (settings or FitSettings()).update(**changes)
+    _check(common, grid or {})
+    members = [(seed, each) for each in _combinations(common, grid or {}) for seed in _list(seeds)]
+    nets = [_build(build, seed) for seed, _ in members]
+    if not members:
+        return []
+    x, g = check_samples(nets[0], x, g, owner="fit_many")
+    if not isinstance(validation, int | float):
+        validation = check_samples(nets[0], *validation, owner="fit_many (validation)")
+    train, test = split(x, g, validation, torch.Generator().manual_seed(common.seed))
+    results: dict[int, FitResult] = {}
+    for program in _programs(members):
+        results |= _Program(nets, members, program, train, test).run()
+    return [Member(*member, nets[k], results[k]) for k, member in enumerate(members)]
+
+
+class _Program:
+    """The state of the members in one program: ``slots`` says which member each slot holds; others hold copies."""
+
+    def __init__(
+        self,
+        nets: list[nn.Module],
+        members: list[tuple[int, FitSettings]],
+        slots: Sequence[int | None],
+        train: Samples,
+        test: Samples,
+    ) -> None:
+        self.nets, self.slots, self.test = nets, slots, test
+        copied = next(k for k in slots if k is not None)
+        full = [copied if k is None else k for k in slots]
+        self.settings = [members[k][1] for k in full]
+        self.stack = Stack([nets[k] for k in full])
+        generators = [torch.Generator().manual_seed(members[k][0]) for k in full]
+        self.batches = [Batches(*train, self.settings[0].batch_size, generator) for generator in generators]
+        self.theta = self.stack.theta.requires_grad_()
+        self.adam = _Adam(self.theta, self.settings)
+        self.best = self.theta.detach().clone()
+        self.best_error = torch.full_like(self.best[:, 0], math.inf)
+        self.history: list[list[HistoryRow]] = [[] for _ in slots]
+
+    def run(self) -> dict[int, FitResult]:
+        begin, settings = time.perf_counter(), self.settings[0]
+        losses = torch.zeros_like(self.best_error)
+        for step in range(1, settings.steps + 1):
+            rates = [s.rate((step - 1) / settings.steps) for s in self.settings]
+            losses += self._advance(rates)
+            if step == settings.steps or step % settings.validation_interval == 0:
+                self._validate(step, time.perf_counter() - begin, losses, rates)
+                losses.zero_()
+        own = {k: slot for slot, k in enumerate(self.slots) if k is not None}
+        for k, slot in own.items():
+            self.stack.write(slot, self.nets[k], self.best)
+        return {k: self._result(self.history[slot]) for k, slot in own.items()}
+
+    def _advance(self, rates: list[float]) -> Tensor:
+        parts = [batches.next() for batches in self.batches]
+        x, g = (torch.stack(part) for part in zip(*parts, strict=True))
+        value = vmap(self.stack.one)(self.theta, self.stack.fixed, x)
+        loss = (value - g).square().sum(dim=-1).mean(dim=-1)
+        (gradient,) = torch.autograd.grad(loss.sum(), self.theta)
+        self.adam.step(gradient, rates)
+        return loss.detach()
+
+    @torch.no_grad()
+    def _validate(self, step: int, seconds: float, losses: Tensor, rates: list[float]) -> None:
+        parts = zip(*(part.split(_VALIDATION_CHUNK) for part in self.test), strict=True)
+        sums = [(self.stack.values(self.theta, x) - g).square().sum(dim=(1, 2)) for x, g in parts]
+        value = torch.stack(sums).sum(dim=0) / len(self.test[0])
+        better = value < self.best_error
+        self.best = torch.where(better.unsqueeze(1), self.theta, self.best)
+        self.best_error = torch.where(better, value, self.best_error)
+        for rows, rate, total, error in zip(self.history, rates, losses.tolist(), value.tolist(), strict=True):
+            count = step - (rows[-1].step if rows else 0)
+            rows.append(HistoryRow(step, seconds, total / count, error, rate))
+
+    def _result(self, rows: list[HistoryRow]) -> FitResult:
+        finite = [row for row in rows if math.isfinite(row.validation_error)]
+        best = min(finite, key=lambda row: row.validation_error, default=rows[0])
+        reason = "steps" if math.isfinite(rows[-1].validation_error) else "diverged"
+        return FitResult(rows, best.validation_error, best.step, reason, rows[-1].step, rows[-1].seconds)
+
+
+class _Adam:
+    """Adam on rows of parameters, each with its own rate and decay."""
+
+    def __init__(self, theta: Tensor, settings: Sequence[FitSettings]) -> None:
+        self.theta, self.first, self.second = theta, torch.zeros_like(theta), torch.zeros_like(theta)
+        self.count, self.decoupled = 0, settings[0].optimizer == "adamw"
+        self.decay = theta.new_tensor([[s.weight_decay] for s in settings])
+        self.decays = any(s.weight_decay for s in settings)
+
+    @torch.no_grad()
+    def step(self, gradient: Tensor, rates: Sequence[float], betas: tuple[float, float] = (0.9, 0.999)) -> None:
+        self.count += 1
+        rate = self.theta.new_tensor(rates).unsqueeze(1)
+        if self.decays and self.decoupled:
+            self.theta -= rate * self.decay * self.theta
+        elif self.decays:
+            gradient = gradient + self.decay * self.theta
+        self.first.lerp_(gradient, 1 - betas[0])
+        self.second.mul_(betas[1]).addcmul_(gradient, gradient, value=1 - betas[1])
+        scale = (self.second / (1 - betas[1] ** self.count)).sqrt_().add_(1e-8)
+        self.theta -= rate / (1 - betas[0] ** self.count) * (self.first / scale)
+
+
+def _programs(members: list[tuple[int, FitSettings]]) -> Iterable[Sequence[int | None]]:
+    """Which member is in each slot, program by program; the slot depends on the member's own seed and settings only."""
+    queues: list[list[int]] = [[] for _ in range(_SLOTS)]
+    for k, (seed, settings) in enumerate(members):
+        queues[(seed + zlib.crc32(repr(settings).encode())) % _SLOTS].append(k)
+    return itertools.zip_longest(*queues)
+
+
+def _check(settings: FitSettings, grid: Mapping[str, Sequence[Any]]) -> None:
+    for name in grid:
+        if name not in _PER_MEMBER:
+            raise unknown_name("setting that fit_many can vary", name, _PER_MEMBER)
+    for name in ("max_seconds", "patience", "clip_norm"):
+        if getattr(settings, name) is not None:
+            raise InvalidInputError(f"fit_many: all members take the same steps; expected no {name}. Use fit for that.")
+    if settings.optimizer not in ("adam", "adamw"):
+        raise InvalidInputError(f"fit_many: expected optimizer 'adam' or 'adamw', got {settings.optimizer!r}.")
+
+
+def _combinations(settings: FitSettings, grid: Mapping[str, Sequence[Any]]) -> Iterator[FitSettings]:
+    for values in itertools.product(*grid.values()):
+        yield settings.update(**dict(zip(grid, values, strict=True)))
+
+
+def _list(seeds: int | Sequence[int]) -> list[int]:
+    return list(range(seeds)) if isinstance(seeds, int) else list(seeds)
+
+
+def _build(build: Callable[[], nn.Module], seed: int) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return build()
