@@ -14,7 +14,7 @@ from nablanets.training.stepper import Stepper
 
 # Numbers in the Jacobians that are held at once: about what fits into a cache.
 _CHUNK = 2**20
-_RANKING_ROWS = 2000
+_RANKING_ROWS = 500
 # A start stands still when its error falls by less than this fraction over an iteration, so often in a row.
 _STILL, _PATIENCE = 1e-7, 10
 
