@@ -55,12 +55,16 @@ def test_same_seed_same_result():
     assert all(torch.equal(a, b) for a, b in zip(nets[0].parameters(), nets[1].parameters(), strict=True))
 
 
-@pytest.mark.parametrize("interrupt_at", [1, 3, 5])
-def test_an_interrupted_fit_ends_exactly_as_if_nothing_had_happened(tmp_path, interrupt_at):
+@pytest.mark.parametrize(
+    ("optimizer", "interrupt_at"), [("adam", 1), ("adam", 3), ("adam", 5), ("muon", 3), ("lbfgs", 3), ("levenberg", 3)]
+)
+def test_an_interrupted_fit_ends_exactly_as_if_nothing_had_happened(tmp_path, optimizer, interrupt_at):
+    if optimizer == "muon" and not hasattr(torch.optim, "Muon"):
+        pytest.skip("this torch has no Muon")
     x, g = _data()
     torch.manual_seed(0)
     start = GradNetC(2, 6)
-    options = {"steps": 60, "batch_size": 64, "validate_every": 10, "progress": False}
+    options = {"steps": 60, "batch_size": 64, "validate_every": 10, "progress": False, "optimizer": optimizer}
     whole = copy.deepcopy(start)
     expected = fit(whole, x, g, **options)
 
@@ -131,6 +135,8 @@ def test_bad_samples_are_explained(change, kind, message):
         ({"steps": 0}, InvalidInputError, "steps >= 1"),
         ({"schedule": "cosin"}, UnknownNameError, "'cosine'"),
         ({"validation": 1.5}, InvalidInputError, "fraction"),
+        ({"optimizer": "levenberg", "weight_decay": 0.1}, InvalidInputError, "no weight decay"),
+        ({"optimizer": "lbfg"}, UnknownNameError, "'lbfgs'"),
     ],
 )
 def test_bad_settings_are_explained(settings, kind, message):

@@ -163,8 +163,9 @@ class _Trainer:
                     saved = time.perf_counter()
 
     def _advance(self) -> Tensor:
+        loss = self.stepper.advance(self.settings.rate(self._progress()))
         self.step += 1
-        return self.stepper.advance(self.settings.rate(self._progress()))
+        return loss
 
     def _progress(self) -> float:
         limit = self.settings.max_seconds

@@ -97,6 +97,7 @@ class LbfgsStepper(Stepper):
         self.optimizer = torch.optim.LBFGS(
             _trained(net),
             max_iter=1,
+            max_eval=25,
             history_size=30,
             line_search_fn="strong_wolfe",
             tolerance_grad=0.0,
