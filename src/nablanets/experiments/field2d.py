@@ -48,6 +48,7 @@ class Field2DExperiment(Experiment[Field2DConfig]):
             baseline_rates=(2e-2,),
             lm_iterations=150,
             lm_starts=8,
+            lm_halving=40,
         ),
         "paper": Field2DConfig(),
     }
@@ -115,8 +116,8 @@ class Field2DExperiment(Experiment[Field2DConfig]):
             f"use {config.learning_rate} only. “affine” is the best affine field by least squares.",
             f"The arms that end in -lm are the same networks trained by Levenberg-Marquardt in float64 (ours): "
             f"{config.lm_starts} starts on {config.lm_samples} samples each; every {config.lm_halving} iterations the "
-            f"better half by validation error goes on with twice the samples; {config.lm_iterations} iterations. These "
-            "numbers were chosen by validation error on seeds 100 to 103. The arms paper-c and paper-m are the published "
+            f"better half by validation error goes on and the samples are doubled; {config.lm_iterations} iterations. These "
+            "numbers come from validation errors of seeds 100 to 103 (docs/log.md). The arms paper-c and paper-m are the published "
             "protocol with the authors' start of the weights (M's scales are assumed to start like C's), from a single start; with fewer than 20,000 steps they "
             "are cut short.",
             f"“s to {LEVELS[self.field.name]:.0f} dB” is the training time until the validation error first passed the "

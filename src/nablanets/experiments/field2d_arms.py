@@ -31,7 +31,7 @@ class Field2DConfig:
         baseline_rates: the rates that each baseline may choose from, by validation error, for each seed.
         lm_iterations: of Levenberg-Marquardt, in the arms that end in -lm.
         lm_starts, lm_samples: with how many starts and samples for each it begins.
-        lm_halving: after so many iterations the better half of the starts goes on with twice the samples.
+        lm_halving: after so many iterations the better half of the starts goes on, with twice the samples.
         test_side: the test points are a grid of this side.
     """
 
@@ -45,10 +45,10 @@ class Field2DConfig:
     schedule: str = "constant"
     learning_rate: float = 5e-3
     baseline_rates: tuple[float, ...] = (5e-3, 2e-2)
-    lm_iterations: int = 600
+    lm_iterations: int = 480
     lm_starts: int = 16
     lm_samples: int = 128
-    lm_halving: int = 40
+    lm_halving: int = 60
     test_side: int = 100
 
 

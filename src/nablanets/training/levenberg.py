@@ -26,16 +26,16 @@ class Levenberg(Stepper):
 
     with the residuals r and their Jacobian J (n d rows, p columns) on fixed samples, and the damping mu of Nielsen's
     gain-ratio rule, for each start by itself. Every ``halve_every`` iterations the better half of the starts by
-    validation error goes on with twice the samples, so that an iteration costs the same all the time:
-    starts x samples x d x p^2 multiply-adds. When all stand still, the samples are doubled; when there are no more, the
-    fit has converged.
+    validation error goes on with twice the samples, so that an iteration costs the same as long as there are several:
+    starts x samples x d x p^2 multiply-adds. The samples are also doubled when all starts stand still; when there are
+    no more samples, the fit has converged.
 
     Args:
         nets: the starts; the best validated weights are shown in the first.
         train: training samples.
         test: validation samples.
         rows: training samples for each start at the beginning; they are drawn once.
-        halve_every: iterations between halvings.
+        halve_every: iterations between halvings; if None, all starts stay.
         generator: draws the order of the training samples.
 
     Reference:
@@ -77,9 +77,10 @@ class Levenberg(Stepper):
         self._iterate()
         fallen = self.error < (1 - _STILL) * before
         self.still = torch.where(fallen, torch.zeros_like(self.still), self.still + 1)
-        if self.halve_every and self.iteration % self.halve_every == 0 and len(self.alive) > 1:
+        due = self.halve_every is not None and self.iteration % self.halve_every == 0
+        if due and len(self.alive) > 1:
             self._halve()
-        elif bool((self.still >= _PATIENCE).all()) and self.rows < len(self.x):
+        elif (due or bool((self.still >= _PATIENCE).all())) and self.rows < len(self.x):
             self._enlarge()
         return self.error.min()
 

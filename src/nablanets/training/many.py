@@ -18,9 +18,10 @@ from nablanets.training.batches import Batches, Samples, check_samples, split
 from nablanets.training.settings import FitResult, FitSettings, HistoryRow
 from nablanets.training.stack import Stack
 
-# Members of one program. It is always full (with copies, if need be), and each member has its own slot, so that shapes
-# and memory alignment, and with them the rounding of every sum, are the same whichever other members there are.
-_SLOTS = 8
+# Members of one program, for batches up to 128 samples and for larger ones. A program is always full (with copies, if
+# need be), and each member has its own slot, so that shapes and memory alignment, and with them the rounding of every
+# sum, are the same whichever other members there are.
+_SLOTS = (32, 8)
 _VALIDATION_CHUNK = 1024
 _PER_MEMBER = ("learning_rate", "weight_decay", "schedule", "warmup")
 
@@ -60,7 +61,7 @@ def fit_many(
 
     Returns:
         One :class:`Member` for each combination and seed, seeds varying fastest. Their seconds are those of the
-        program of up to eight members that they were part of.
+        program of up to 32 members (8 for batches of more than 128 samples) that they were part of.
 
     Raises:
         InvalidInputError: settings that would make members depend on each other or on time (max_seconds, patience), or
@@ -179,9 +180,10 @@ class _Adam:
 
 def _programs(members: list[tuple[int, FitSettings]]) -> Iterable[Sequence[int | None]]:
     """Which member is in each slot, program by program; the slot depends on the member's own seed and settings only."""
-    queues: list[list[int]] = [[] for _ in range(_SLOTS)]
+    slots = _SLOTS[members[0][1].batch_size > 128]
+    queues: list[list[int]] = [[] for _ in range(slots)]
     for k, (seed, settings) in enumerate(members):
-        queues[(seed + zlib.crc32(repr(settings).encode())) % _SLOTS].append(k)
+        queues[(seed + zlib.crc32(repr(settings).encode())) % slots].append(k)
     return itertools.zip_longest(*queues)
 
 

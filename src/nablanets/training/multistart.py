@@ -28,7 +28,7 @@ def fit_best_start(
 
     All of it takes ``settings.steps`` steps, so that it compares with one network trained for that long. With
     Levenberg-Marquardt all starts advance together, and every ``start_steps`` iterations the worse half is dropped
-    while the others get twice the samples.
+    and the samples are doubled, on to the end.
 
     Args:
         build: makes a fresh network (from torch's random state).
