@@ -54,6 +54,10 @@ TINY = [
     "test_side=10",
     "--set",
     "starts=1",
+    "--set",
+    "lm_iterations=4",
+    "--set",
+    "lm_starts=2",
 ]
 
 
@@ -202,7 +206,7 @@ def test_commands_and_flags_are_frozen():
 def test_ctrl_c_keeps_finished_parts_and_says_how_to_go_on(tmp_path):
     folder = tmp_path / "run"
     command = [sys.executable, "-m", "nablanets", "run", "field2d-convex", "--seeds", "1", "--out", str(folder)]
-    command += ["--set", "steps=300", "--set", "samples=2000"]
+    command += ["--set", "steps=300", "--set", "samples=2000", "--set", "lm_iterations=30"]
     environment = {**os.environ, "COLUMNS": "200", "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
     deadline = time.monotonic() + 120

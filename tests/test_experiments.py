@@ -12,11 +12,13 @@ import torch
 from nablanets.errors import InvalidInputError, RunFolderError, UnknownNameError
 from nablanets.experiments import EXPERIMENTS, find_experiment
 from nablanets.experiments.base import override
+from nablanets.experiments.field2d import time_to_level
 from nablanets.experiments.report import results_table, write_report
 from nablanets.experiments.runner import run_experiment
 from nablanets.experiments.store import RunFolder
 from nablanets.problems.fields import ConvexField, NonconvexField
 from nablanets.problems.terrain import elevation_error, integrate_slopes, load_terrain
+from nablanets.training import FitResult, HistoryRow
 
 # One worker runs this module, so that its runs are made once.
 pytestmark = pytest.mark.xdist_group("experiments")
@@ -30,7 +32,7 @@ def _means(run: RunFolder, metric: str) -> dict[str, float]:
 @pytest.fixture(scope="module", params=["field2d-convex", "field2d-nonconvex"])
 def field_run(request, tmp_path_factory):
     experiment = find_experiment(request.param)
-    config = replace(experiment.preset("quick"), steps=1000)
+    config = replace(experiment.preset("quick"), steps=1000, lm_iterations=100, lm_starts=4)
     return experiment, run_experiment(experiment, config, preset="quick", seeds=2, out=tmp_path_factory.mktemp("run"))
 
 
@@ -39,12 +41,21 @@ def test_gradient_networks_learn_the_fields(field_run):
     error = _means(run, "test_db")
     assert error["gradnet-m"] < -28
     assert error["gradnet-c"] < -18
-    assert min(error["gradnet-c"], error["gradnet-m"]) < min(v for a, v in error.items() if not a.startswith("gradnet"))
+    others = [value for arm, value in error.items() if not arm.startswith("gradnet") and not arm.endswith("-lm")]
+    assert min(error["gradnet-c"], error["gradnet-m"]) < min(others)
+    assert max(error["gradnet-c-lm"], error["gradnet-m-lm"]) < min(error["gradnet-c"], error["gradnet-m"])
     asymmetry = _means(run, "asymmetry")
-    assert max(v for a, v in asymmetry.items() if a not in ("mlp", "affine")) < 1e-5
-    assert asymmetry["mlp"] > 1e-3
+    assert max(v for a, v in asymmetry.items() if a not in ("mlp", "mlp-lm", "affine")) < 1e-5
+    assert min(asymmetry["mlp"], asymmetry["mlp-lm"]) > 1e-3
     assert {row.arm: row.parameters for row in run.rows()}["gradnet-c"] == 100
     assert {row.arm: row.parameters for row in run.rows()}["gradnet-m"] == 94
+
+
+def test_the_time_to_the_published_level_is_that_of_the_first_row_below_it():
+    rows = [HistoryRow(k, float(k), 1.0, 10.0**-k, 0.1) for k in (1, 2, 3)]
+    result = FitResult(rows, 1e-3, 3, "steps", 3, 3.5)
+    assert time_to_level(result, -20.0) == {"seconds_to_level": 2.0, "reached": 1.0}
+    assert time_to_level(result, -40.0) == {"seconds_to_level": 3.5, "reached": 0.0}
 
 
 def test_the_run_folder_is_complete_and_the_page_needs_no_other_file(field_run):
@@ -140,8 +151,9 @@ def test_fields_are_gradients_of_their_potentials(field):
 
 def _small(experiment):
     return replace(
-        experiment.preset("quick"), samples=500, validation_samples=100, steps=20, starts=2, start_steps=5, test_side=10
-    )
+        experiment.preset("quick"), samples=500, validation_samples=100, steps=20, starts=2, start_steps=5, test_side=10,
+        lm_iterations=6, lm_starts=2, lm_halving=3,
+    )  # fmt: skip
 
 
 def test_an_interrupted_run_is_continued_and_nothing_is_computed_twice(tmp_path, monkeypatch):
