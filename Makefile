@@ -32,6 +32,7 @@ test: lint
 benchmark: $(DONE)
 	$(BIN)/python benchmarks/maps.py
 	$(BIN)/python benchmarks/calculus.py
+	$(BIN)/python benchmarks/many.py
 
 clean:
 	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
