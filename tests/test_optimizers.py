@@ -235,7 +235,7 @@ def test_the_bounded_outer_solution_is_monotone_and_optimal(name):
         assert bool((value >= 0.01 - 1e-9).all())
         assert float(gradient[~bound].abs().max() if bool((~bound).any()) else 0.0) < 1e-6
         assert float(gradient[bound].min() if bool(bound.any()) else 0.0) > -1e-6
-    assert float(net.jacobian(x).eigvalsh().min()) > -1e-12
+    assert float(net.jacobian(x).eigvalsh().detach().min()) > -1e-12
 
 
 def test_the_outer_solution_of_wide_nets_is_a_fit_by_itself():
