@@ -115,7 +115,7 @@ def test_a_start_does_not_depend_on_the_others():
     options = {"rows": 200, "halve_every": None}
 
     def run(chosen):
-        lm = Levenberg([copy.deepcopy(nets[k]) for k in chosen], (x, g), (x, g), generator=torch.Generator(), **options)
+        lm = Levenberg([copy.deepcopy(nets[k]) for k in chosen], (x, g), (x, g), **options)
         for _ in range(15):
             lm.advance(0.0)
         return lm.theta
@@ -127,7 +127,7 @@ def test_halving_keeps_the_best_and_doubles_the_samples():
     x, g = _samples(ConvexField(), 1000)
     torch.manual_seed(0)
     nets = [_published("m", True) for _ in range(5)]
-    lm = Levenberg(nets, (x, g), (x, g), rows=64, halve_every=10, generator=torch.Generator())
+    lm = Levenberg(nets, (x, g), (x, g), rows=64, halve_every=10)
     for _ in range(10):
         ranking = lm._ranking()
         lm.advance(0.0)
@@ -176,11 +176,15 @@ def test_a_torch_without_muon_is_explained(monkeypatch):
 
 def test_auto_takes_levenberg_for_small_nets_only():
     auto = FitSettings(optimizer="auto")
-    assert resolve(auto, GradNetC(2, 7), 2).optimizer == "levenberg"
-    assert resolve(auto, GradNetC(2, 100), 2).optimizer == "adam"
-    assert resolve(auto, GradNetC(20, 7), 20).optimizer == "adam"
-    assert resolve(auto.update(weight_decay=0.1), GradNetC(2, 7), 2).optimizer == "adam"
     x, g = _samples(ConvexField(), 300)
+    assert resolve(auto, GradNetC(2, 7), x).optimizer == "levenberg"
+    assert resolve(auto, GradNetC(2, 100), x).optimizer == "adam"
+    assert resolve(auto, GradNetC(20, 7), torch.rand(5, 20)).optimizer == "adam"
+    sampler = ConvexField().sample
+    assert resolve(auto, GradNetC(2, 7), sampler).optimizer == "adam"
+    with pytest.raises(InvalidInputError, match="fixed samples"):
+        fit(GradNetC(2, 3), sampler, validation=(x, g), optimizer="levenberg", progress=False)
+    assert resolve(auto.update(weight_decay=0.1), GradNetC(2, 7), x).optimizer == "adam"
     assert fit(GradNetC(2, 4), x, g, optimizer="auto", steps=40, progress=False).best_validation_db < -20
 
 

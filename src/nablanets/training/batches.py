@@ -86,6 +86,10 @@ class Batches:
         self.position += self.size
         return self._x[rows], self._g[rows]
 
+    def epoch(self) -> Samples:
+        """All samples in the order of the present epoch."""
+        return self._x, self._g
+
     def signature(self) -> list[Any]:
         """What tells these samples from others, for checkpoints."""
         return [list(self.x.shape), float(self.x.double().sum()), float(self.g.double().sum())]

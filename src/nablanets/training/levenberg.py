@@ -32,11 +32,10 @@ class Levenberg(Stepper):
 
     Args:
         nets: the starts; the best validated weights are shown in the first.
-        train: training samples.
+        train: training samples in random order.
         test: validation samples.
-        rows: training samples for each start at the beginning; they are drawn once.
+        rows: how many of them are used at the beginning, from the first on.
         halve_every: iterations between halvings; if None, all starts stay.
-        generator: draws the order of the training samples.
 
     Reference:
         Marquardt, J. SIAM 11 (1963); the damping: Nielsen, IMM-REP-1999-05. The halving of starts is ours.
@@ -50,14 +49,12 @@ class Levenberg(Stepper):
         *,
         rows: int,
         halve_every: int | None,
-        generator: torch.Generator,
     ) -> None:
         self.net = nets[0]
         self.stack = Stack(nets, torch.float64)
-        order = torch.randperm(len(train[0]), generator=generator).to(train[0].device)
-        self.x, self.g = (part[order].double() for part in train)
+        self.x, self.g = (part.double() for part in train)
         self.test = [part[:_RANKING_ROWS].double() for part in test]
-        self.rows, self.halve_every = min(rows, len(order)), halve_every
+        self.rows, self.halve_every = min(rows, len(self.x)), halve_every
         self.iteration = 0
         self.alive = torch.arange(len(nets), device=self.x.device)
         self.damping = torch.ones_like(self.theta[:, 0])

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from nablanets.errors import InvalidInputError
-from nablanets.training.batches import Batches, Samples
+from nablanets.training.batches import Batches, BatchSource, Sampler, Samples
 from nablanets.training.levenberg import Levenberg
 from nablanets.training.settings import FitSettings
 from nablanets.training.stepper import Stepper
@@ -19,34 +19,31 @@ _AUTO_PARAMETERS, _AUTO_FEATURES = 500, 16
 
 
 def make_stepper(
-    nets: Sequence[nn.Module],
-    train: Samples,
-    test: Samples,
-    settings: FitSettings,
-    generator: torch.Generator,
-    halve_every: int | None,
+    nets: Sequence[nn.Module], batches: BatchSource, test: Samples, settings: FitSettings, halve_every: int | None
 ) -> Stepper:
     """The optimiser that the settings ask for; several networks are several starts of Levenberg-Marquardt."""
-    if settings.optimizer == "levenberg":
-        rows = settings.batch_size
-        return Levenberg(nets, train, test, rows=rows, halve_every=halve_every, generator=generator)
-    batches = Batches(*train, settings.batch_size, generator)
-    return (
-        LbfgsStepper(nets[0], batches.next())
-        if settings.optimizer == "lbfgs"
-        else GradientStepper(nets[0], batches, settings)
-    )
+    if settings.optimizer == "lbfgs":
+        return LbfgsStepper(nets[0], batches.next())
+    if settings.optimizer != "levenberg":
+        return GradientStepper(nets[0], batches, settings)
+    if not isinstance(batches, Batches):
+        raise InvalidInputError(
+            "fit: optimizer 'levenberg' works on fixed samples, and got a function that draws fresh ones. Draw as "
+            "many as fit into memory and give them as x and g, or take optimizer='adam'."
+        )
+    return Levenberg(nets, batches.epoch(), test, rows=settings.batch_size, halve_every=halve_every)
 
 
-def resolve(settings: FitSettings, net: nn.Module, features: int) -> FitSettings:
+def resolve(settings: FitSettings, net: nn.Module, x: Tensor | Sampler) -> FitSettings:
     """The settings with "auto" replaced by an optimiser.
 
-    "auto" is Levenberg-Marquardt for at most 500 trained parameters and 16 features without weight decay and clipping,
-    else Adam.
+    "auto" is Levenberg-Marquardt for at most 500 trained parameters and 16 features, fixed samples, and no weight decay
+    or clipping, else Adam.
     """
     if settings.optimizer != "auto":
         return settings
-    small = sum(p.numel() for p in _trained(net)) <= _AUTO_PARAMETERS and features <= _AUTO_FEATURES
+    parameters = sum(p.numel() for p in _trained(net))
+    small = isinstance(x, Tensor) and parameters <= _AUTO_PARAMETERS and x.shape[-1] <= _AUTO_FEATURES
     plain = settings.weight_decay == 0 and settings.clip_norm is None
     return settings.update(optimizer="levenberg" if small and plain else "adam")
 
@@ -54,7 +51,7 @@ def resolve(settings: FitSettings, net: nn.Module, features: int) -> FitSettings
 class GradientStepper(Stepper):
     """Adam, AdamW or Muon on batches that are reshuffled every epoch."""
 
-    def __init__(self, net: nn.Module, batches: Batches, settings: FitSettings) -> None:
+    def __init__(self, net: nn.Module, batches: BatchSource, settings: FitSettings) -> None:
         self.net, self.batches, self.clip_norm = net, batches, settings.clip_norm
         self.optimizers = _make_optimizers(net, settings)
 

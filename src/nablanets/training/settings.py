@@ -22,8 +22,8 @@ class FitSettings:
         learning_rate: peak learning rate; "lbfgs" and "levenberg" need none.
         optimizer: "adam", "adamw", "muon" (for matrices; AdamW for the rest), "lbfgs", "levenberg"
             (:class:`~nablanets.training.levenberg.Levenberg`, far ahead for up to some hundred parameters and few
-            features; ``steps`` are its iterations), or "auto": "levenberg" for at most 500 parameters and 16 features
-            without decay or clipping, else "adam".
+            features; ``steps`` are its iterations), or "auto": "levenberg" for at most 500 parameters and 16 features,
+            fixed samples and no decay or clipping, else "adam".
         weight_decay: an L2 penalty with "adam", decoupled decay with "adamw" and "muon".
         schedule: "cosine" decays the learning rate to zero over the run, "constant" keeps it.
         warmup: fraction of the run over which the rate rises linearly from zero.
