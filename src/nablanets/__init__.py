@@ -26,7 +26,7 @@ from nablanets.maps import (
 from nablanets.operators import SymmetricOperator
 from nablanets.quadrature import potential_between
 from nablanets.serialization import load, savable
-from nablanets.training import FitResult, FitSettings, fit
+from nablanets.training import FitResult, FitSettings, SobolevTargets, fit
 
 __version__ = "0.1.0"
 
@@ -50,6 +50,7 @@ __all__ = [
     "Pullback",
     "Quadratic",
     "Scale",
+    "SobolevTargets",
     "Sum",
     "SymmetricOperator",
     "Symmetrized",

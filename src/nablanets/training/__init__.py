@@ -4,11 +4,13 @@ from nablanets.training.affine import initialise_affine
 from nablanets.training.gating import Gate, fit_pieces, mixture_from_pieces
 from nablanets.training.identify import Pieces, identify_pieces
 from nablanets.training.initialise import initialise_from_data
-from nablanets.training.loop import error, fit
+from nablanets.training.loop import fit
 from nablanets.training.many import Member, fit_many
 from nablanets.training.multistart import fit_best_start
+from nablanets.training.objective import error
 from nablanets.training.outer import solve_outer
 from nablanets.training.settings import FitResult, FitSettings, HistoryRow, decibels
+from nablanets.training.sobolev import SobolevTargets
 from nablanets.training.standardise import standardised
 
 __all__ = [
@@ -18,6 +20,7 @@ __all__ = [
     "HistoryRow",
     "Member",
     "Pieces",
+    "SobolevTargets",
     "decibels",
     "error",
     "fit",

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -18,21 +18,24 @@ from torch import Tensor, nn
 from nablanets.errors import InvalidInputError
 from nablanets.training.batches import Batches, BatchSource, FreshBatches, Sampler, Samples, check_samples, split
 from nablanets.training.checkpoint import read_checkpoint, write_checkpoint
+from nablanets.training.objective import Objective, error, squared_error
 from nablanets.training.optimizers import make_stepper, resolve
 from nablanets.training.settings import FitResult, FitSettings, HistoryRow, decibels
+from nablanets.training.sobolev import SobolevTargets
 from nablanets.training.stepper import Stepper
 
+Targets: TypeAlias = Tensor | SobolevTargets
+Pair: TypeAlias = tuple[Tensor, Targets]
 Report = Callable[[HistoryRow], None]
 _CHECKPOINT_SECONDS = 30.0
-_VALIDATION_CHUNK = 65536
 
 
 def fit(
     net: nn.Module,
     x: Tensor | Sampler,
-    g: Tensor | None = None,
+    g: Targets | None = None,
     *,
-    validation: float | Samples = 0.1,
+    validation: float | Pair = 0.1,
     progress: bool = True,
     checkpoint: str | Path | None = None,
     report: Report | None = None,
@@ -46,7 +49,8 @@ def fit(
     Args:
         net: any module that maps (n, d) to (n, d): a gradient map or a baseline.
         x: points, (n, d); or a function (count, generator) that draws fresh samples (x, g) for every batch.
-        g: gradients at the points, (n, d); None for fresh samples.
+        g: gradients at the points, (n, d); or :class:`SobolevTargets` (potential values, Hessian-vector products,
+            incomplete gradients, weights); None for fresh samples.
         validation: fraction of the samples to hold out, or a pair (x, g) of validation samples (always a pair for fresh
             samples).
         progress: show a progress bar.
@@ -76,21 +80,21 @@ def fit(
 def fit_starts(
     nets: Sequence[nn.Module],
     x: Tensor | Sampler,
-    g: Tensor | None = None,
+    g: Targets | None = None,
     *,
     settings: FitSettings,
     halve_every: int | None = None,
-    validation: float | Samples = 0.1,
+    validation: float | Pair = 0.1,
     progress: bool = True,
     checkpoint: str | Path | None = None,
     report: Report | None = None,
 ) -> FitResult:
     """:func:`fit` for one network, or Levenberg-Marquardt from several starts; the first ends with the best weights."""
     net = nets[0]
-    settings = resolve(settings, net, x)
-    batches, test = _batches(net, x, g, validation, settings)
-    stepper = make_stepper(nets, batches, test, settings, halve_every)
-    trainer = _Trainer(net, stepper, test, settings, _fingerprint(nets, batches, settings, halve_every))
+    settings = resolve(settings, net, x, g)
+    problem = _problem(net, x, g, validation, settings)
+    stepper = make_stepper(nets, problem.batches, problem.test, settings, halve_every, problem.objective)
+    trainer = _Trainer(net, stepper, problem, settings, _fingerprint(nets, problem, settings, halve_every))
     path = None if checkpoint is None else Path(checkpoint)
     if path is not None and path.exists():
         trainer.restore(read_checkpoint(path, trainer.fingerprint))
@@ -104,39 +108,48 @@ def fit_starts(
     return trainer.result()
 
 
-def _batches(
-    net: nn.Module, x: Tensor | Sampler, g: Tensor | None, validation: float | Samples, settings: FitSettings
-) -> tuple[BatchSource, Samples]:
-    """Training batches and validation samples."""
+class _Problem(NamedTuple):
+    """Training batches, validation samples, and what is minimised on both."""
+
+    batches: BatchSource
+    test: Samples
+    objective: Objective
+
+
+def _problem(
+    net: nn.Module, x: Tensor | Sampler, g: Targets | None, validation: float | Pair, settings: FitSettings
+) -> _Problem:
     generator = torch.Generator().manual_seed(settings.seed)
-    if not isinstance(validation, int | float):
-        validation = check_samples(net, *validation, owner="fit (validation)")
-    if isinstance(x, Tensor) and isinstance(g, Tensor):
-        train, test = split(*check_samples(net, x, g, owner="fit"), validation, generator)
-        return Batches(*train, settings.batch_size, generator), test
-    if isinstance(x, Tensor) or g is not None or isinstance(validation, int | float):
+    held_out = validation if isinstance(validation, int | float) else _samples(net, *validation, "fit (validation)")
+    if isinstance(x, Tensor) and g is not None:
+        train, test = split(*_samples(net, x, g, "fit"), held_out, generator)
+        objective = g if isinstance(g, SobolevTargets) else squared_error
+        return _Problem(Batches(*train, settings.batch_size, generator), test, objective)
+    if isinstance(x, Tensor) or g is not None or isinstance(held_out, int | float):
         raise InvalidInputError(
             "fit: expected points and gradients; or a function (count, generator) that draws fresh samples, without "
             f"gradients and with validation=(x, g). Got {type(x).__name__}, {type(g).__name__} and validation of type "
             f"{type(validation).__name__}."
         )
-    return FreshBatches(net, x, settings.batch_size, generator), validation
+    return _Problem(FreshBatches(net, x, settings.batch_size, generator), held_out, squared_error)
 
 
-def error(net: nn.Module, x: Tensor, g: Tensor) -> float:
-    """Mean ||net(x) - g||^2, in chunks, without building an autograd graph."""
-    with torch.no_grad():
-        parts = zip(x.split(_VALIDATION_CHUNK), g.split(_VALIDATION_CHUNK), strict=True)
-        return sum(float((net(a) - b).square().sum()) for a, b in parts) / len(x)
+def _samples(net: nn.Module, x: Tensor, g: Targets, owner: str) -> Samples:
+    """Points, and gradients or packed targets."""
+    if not isinstance(g, SobolevTargets):
+        return check_samples(net, x, g, owner=owner)
+    x, _ = check_samples(net, x, x, owner=owner)
+    return x, g.pack(x)
 
 
 class _Trainer:
     """The state of one fit."""
 
     def __init__(
-        self, net: nn.Module, stepper: Stepper, test: Samples, settings: FitSettings, fingerprint: str
+        self, net: nn.Module, stepper: Stepper, problem: _Problem, settings: FitSettings, fingerprint: str
     ) -> None:
-        self.net, self.stepper, self.test, self.settings, self.fingerprint = net, stepper, test, settings, fingerprint
+        self.net, self.stepper, self.problem = net, stepper, problem
+        self.settings, self.fingerprint = settings, fingerprint
         self.step = 0
         self.seconds = 0.0
         self.stop_reason = ""
@@ -180,7 +193,7 @@ class _Trainer:
 
     def _validate(self, training_error: float, reports: list[Report]) -> None:
         self.stepper.publish()
-        value = error(self.net, *self.test)
+        value = error(self.net, *self.problem.test, self.problem.objective)
         self.history.append(HistoryRow(self.step, self.seconds, training_error, value, self.stepper.rate))
         if value < self.best_error:
             self.best_error, self.best_step, self.best_state = value, self.step, _copy_state(self.net)
@@ -222,12 +235,13 @@ class _Trainer:
         self.stepper.restore(state["stepper"])
 
 
-def _fingerprint(
-    nets: Sequence[nn.Module], batches: BatchSource, settings: FitSettings, halve_every: int | None
-) -> str:
+def _fingerprint(nets: Sequence[nn.Module], problem: _Problem, settings: FitSettings, halve_every: int | None) -> str:
     shapes = {name: list(p.shape) for name, p in nets[0].state_dict().items()}
-    starts = {} if halve_every is None else {"starts": len(nets), "halve_every": halve_every}
-    description = {"settings": asdict(settings), "network": shapes, "data": batches.signature(), **starts}
+    description: dict[str, Any] = {"settings": asdict(settings), "network": shapes, "data": problem.batches.signature()}
+    if halve_every is not None:
+        description |= {"starts": len(nets), "halve_every": halve_every}
+    if isinstance(problem.objective, SobolevTargets):
+        description |= {"weights": [problem.objective.potential_weight, problem.objective.product_weight]}
     return json.dumps(description, sort_keys=True)
 
 

@@ -57,7 +57,7 @@ def fit_best_start(
             f"fit_best_start: expected starts and start_steps >= 1, got {starts} and {start_steps}."
         )
     nets = [build() for _ in range(starts)]
-    settings = resolve(settings, nets[0], x)
+    settings = resolve(settings, nets[0], x, g)
     if starts == 1 or settings.optimizer == "levenberg":
         return nets[0], fit_starts(nets, x, g, settings=settings, halve_every=start_steps, **options)
     if starts * start_steps >= settings.steps:

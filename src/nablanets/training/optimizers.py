@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from nablanets.errors import InvalidInputError
 from nablanets.training.batches import Batches, BatchSource, Sampler, Samples
 from nablanets.training.levenberg import Levenberg
+from nablanets.training.objective import Objective, squared_error
 from nablanets.training.settings import FitSettings
 from nablanets.training.stepper import Stepper
 
@@ -19,31 +20,42 @@ _AUTO_PARAMETERS, _AUTO_FEATURES = 500, 16
 
 
 def make_stepper(
-    nets: Sequence[nn.Module], batches: BatchSource, test: Samples, settings: FitSettings, halve_every: int | None
+    nets: Sequence[nn.Module],
+    batches: BatchSource,
+    test: Samples,
+    settings: FitSettings,
+    halve_every: int | None,
+    objective: Objective,
 ) -> Stepper:
     """The optimiser that the settings ask for; several networks are several starts of Levenberg-Marquardt."""
     if settings.optimizer == "lbfgs":
-        return LbfgsStepper(nets[0], batches.next())
+        return LbfgsStepper(nets[0], batches.next(), objective)
     if settings.optimizer != "levenberg":
-        return GradientStepper(nets[0], batches, settings)
+        return GradientStepper(nets[0], batches, settings, objective)
     if not isinstance(batches, Batches):
         raise InvalidInputError(
             "fit: optimizer 'levenberg' works on fixed samples, and got a function that draws fresh ones. Draw as "
             "many as fit into memory and give them as x and g, or take optimizer='adam'."
         )
+    if objective is not squared_error:
+        raise InvalidInputError(
+            "fit: optimizer 'levenberg' fits complete gradients only, and got SobolevTargets. Take optimizer='adam' or "
+            "'lbfgs'."
+        )
     return Levenberg(nets, batches.epoch(), test, rows=settings.batch_size, halve_every=halve_every)
 
 
-def resolve(settings: FitSettings, net: nn.Module, x: Tensor | Sampler) -> FitSettings:
+def resolve(settings: FitSettings, net: nn.Module, x: Tensor | Sampler, g: object = None) -> FitSettings:
     """The settings with "auto" replaced by an optimiser.
 
-    "auto" is Levenberg-Marquardt for at most 500 trained parameters and 16 features, fixed samples, and no weight decay
-    or clipping, else Adam.
+    "auto" is Levenberg-Marquardt for at most 500 trained parameters and 16 features, fixed samples of complete
+    gradients, and no weight decay or clipping, else Adam.
     """
     if settings.optimizer != "auto":
         return settings
     parameters = sum(p.numel() for p in _trained(net))
-    small = isinstance(x, Tensor) and parameters <= _AUTO_PARAMETERS and x.shape[-1] <= _AUTO_FEATURES
+    complete = isinstance(x, Tensor) and isinstance(g, Tensor) and x.shape[-1] <= _AUTO_FEATURES
+    small = complete and parameters <= _AUTO_PARAMETERS
     plain = settings.weight_decay == 0 and settings.clip_norm is None
     return settings.update(optimizer="levenberg" if small and plain else "adam")
 
@@ -51,8 +63,8 @@ def resolve(settings: FitSettings, net: nn.Module, x: Tensor | Sampler) -> FitSe
 class GradientStepper(Stepper):
     """Adam, AdamW or Muon on batches that are reshuffled every epoch."""
 
-    def __init__(self, net: nn.Module, batches: BatchSource, settings: FitSettings) -> None:
-        self.net, self.batches, self.clip_norm = net, batches, settings.clip_norm
+    def __init__(self, net: nn.Module, batches: BatchSource, settings: FitSettings, objective: Objective) -> None:
+        self.net, self.batches, self.clip_norm, self.objective = net, batches, settings.clip_norm, objective
         self.optimizers = _make_optimizers(net, settings)
 
     @property
@@ -61,7 +73,7 @@ class GradientStepper(Stepper):
 
     def advance(self, rate: float) -> Tensor:
         x, g = self.batches.next()
-        loss = _loss(self.net, x, g)
+        loss = self.objective(self.net, x, g)
         self.net.zero_grad()
         loss.backward()
         if self.clip_norm is not None:
@@ -89,8 +101,8 @@ class GradientStepper(Stepper):
 class LbfgsStepper(Stepper):
     """L-BFGS with a strong Wolfe line search on fixed samples; one step is one iteration."""
 
-    def __init__(self, net: nn.Module, samples: Samples) -> None:
-        self.net, self.samples = net, samples
+    def __init__(self, net: nn.Module, samples: Samples, objective: Objective) -> None:
+        self.net, self.samples, self.objective = net, samples, objective
         self.optimizer = torch.optim.LBFGS(
             _trained(net),
             max_iter=1,
@@ -109,7 +121,7 @@ class LbfgsStepper(Stepper):
     def advance(self, rate: float) -> Tensor:
         def closure() -> Tensor:
             self.net.zero_grad()
-            loss = _loss(self.net, *self.samples)
+            loss = self.objective(self.net, *self.samples)
             loss.backward()
             return loss
 
@@ -130,10 +142,6 @@ class LbfgsStepper(Stepper):
         self.net.load_state_dict(state["net"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.error, self.still = state["error"], state["still"]
-
-
-def _loss(net: nn.Module, x: Tensor, g: Tensor) -> Tensor:
-    return (net(x) - g).square().sum(dim=-1).mean()
 
 
 def _trained(net: nn.Module) -> list[nn.Parameter]:

@@ -1,0 +1,26 @@
+"""What a fit minimises."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+#: The loss of a network on points (n, d) and their targets (n, k), a scalar.
+Objective: TypeAlias = Callable[[nn.Module, Tensor, Tensor], Tensor]
+
+_CHUNK = 65536
+
+
+def squared_error(net: nn.Module, x: Tensor, g: Tensor) -> Tensor:
+    """Mean ||net(x) - g||^2."""
+    return (net(x) - g).square().sum(dim=-1).mean()
+
+
+def error(net: nn.Module, x: Tensor, g: Tensor, objective: Objective = squared_error) -> float:
+    """The objective (mean ||net(x) - g||^2) on all samples, in chunks, without building an autograd graph."""
+    with torch.no_grad():
+        parts = zip(x.split(_CHUNK), g.split(_CHUNK), strict=True)
+        return sum(len(a) * float(objective(net, a, b)) for a, b in parts) / len(x)
