@@ -20,13 +20,18 @@ def median_time(run: Callable[[], object], repeats: int, *, warm_up: int = 2) ->
 
 
 def interleaved_times(runs: Sequence[Callable[[], object]], repeats: int, *, warm_up: int = 2) -> list[float]:
-    """Median wall times of several calls that take turns, so that a disturbance of the machine meets all of them."""
+    """Median wall times of several calls that take turns, so that a disturbance of the machine meets all of them.
+
+    At each turn a call runs once before it is timed: what another one left in caches and allocator is not its cost.
+    """
     for run in runs:
         for _ in range(warm_up):
             run()
     times: list[list[float]] = [[] for _ in runs]
     for _ in range(repeats):
         for run, record in zip(runs, times, strict=True):
+            if len(runs) > 1:
+                run()
             begin = time.perf_counter()
             run()
             record.append(time.perf_counter() - begin)
