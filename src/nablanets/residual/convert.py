@@ -1,0 +1,298 @@
+"""Gradient residuals in existing models: conversion of modules in place, with their weights and names."""
+
+from __future__ import annotations
+
+import copy
+import fnmatch
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from nablanets.errors import InvalidInputError
+from nablanets.residual.branch import Branch
+from nablanets.residual.find import NO_SUM, Block, Chain, EncoderLayer, blocks_of, square_chains
+from nablanets.residual.layer import GradientSkip
+from nablanets.residual.rules import Passing
+
+Where = str | Callable[[str, nn.Module], bool] | None
+
+
+@dataclass(frozen=True)
+class Converted:
+    """One converted block: the module that computes it now, its class, what it is, and how its gradient is found."""
+
+    name: str
+    cls: str
+    kind: str
+    closed_form: bool
+
+
+@dataclass
+class ConversionReport:
+    """What :func:`add_gradient_residuals` changed, and what it left and why. Print it.
+
+    Attributes:
+        model: the converted model.
+        converted: the blocks that have a gradient residual now.
+        refused: names of other modules with the reason.
+    """
+
+    model: nn.Module
+    converted: list[Converted]
+    refused: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        table = Table("block", "class", "what it is", "gradient", title=f"{len(self.converted)} gradient residuals")
+        for block in self.converted:
+            table.add_row(block.name, block.cls, block.kind, "closed form" if block.closed_form else "torch.func.vjp")
+        console = Console(width=110)
+        with console.capture() as capture:
+            console.print(table)
+            for name, reason in self.refused.items():
+                console.print(f"left as it was: {name or 'the model itself'}: {reason}", highlight=False)
+        return capture.get()
+
+
+class AttachedSkip(GradientSkip):
+    """A skip inside a converted model; weights from before the conversion load without it."""
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
+        if any(key.startswith(prefix) for key in state_dict):
+            super()._load_from_state_dict(state_dict, prefix, *rest)
+
+
+class _Swapped(nn.Module):
+    """What all converted modules share: the class they had, and how they are copied and pickled."""
+
+    gradient_residual: AttachedSkip
+    #: Held in a tuple, since it must not become a submodule.
+    _owner: tuple[nn.Module, ...]
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        mixin, original = type(self).__bases__
+        return _empty, (mixin, original), self.__dict__
+
+    def _added(self, x: Tensor) -> Tensor:
+        """F(x) + skip(x) - x, to which the owner adds x."""
+        y, carried = self.gradient_residual.parts(self._owner[0], x)
+        return y - x if carried is None else y + (carried - x)
+
+
+class ConvertedBlock(_Swapped):
+    """A module whose whole forward is one residual block."""
+
+    _block: Block
+
+    def forward(self, x: Tensor) -> Tensor:
+        block = self._block
+        z = x if block.before is None else block.before.run(self, x)
+        projection = None if block.shortcut is None else functools.partial(block.shortcut.run, self)
+        y = self.gradient_residual(self, z, projection)
+        return y if block.after is None else block.after.run(self, y)
+
+
+class ConvertedHost(_Swapped, Passing):
+    """The child that computes a chain of children and what the gradient residual changes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._added(x)
+
+
+class ConvertedLayers(_Swapped, Passing):
+    """The last layer of a chain without a skip, F(x) + skip(x)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.gradient_residual(self._owner[0], x)
+
+
+class ConvertedEncoderLayer(_Swapped):
+    """An ``nn.TransformerEncoderLayer`` with a gradient residual around its feed-forward part."""
+
+    def _ff_block(self, x: Tensor) -> Tensor:
+        return self._added(x)
+
+
+class Passed(_Swapped, Passing):
+    """A child whose work its chain's host does."""
+
+
+def add_gradient_residuals(
+    model: nn.Module, where: Where = None, *, inplace: bool = True, norm: str = "exact", **settings: Any
+) -> ConversionReport:
+    """Give the residual blocks of a model gradient residuals, keeping its weights and the names in its state_dict.
+
+    Blocks are found in what the forwards compute (read with ``torch.fx``), not by their names: modules that add a
+    nonlinear branch to their input, its projection included (ResNets, EDSR); feed-forward parts x + mlp(norm(x)) in
+    larger forwards (transformers); ``nn.TransformerEncoderLayer``. In a model without any skips, chains Linear, ...,
+    Linear of an nn.Sequential that keep their features get s(alpha) g(x) added. The new parameters are at
+    ``<block>.gradient_residual``; weights of the original model load into the converted one. With
+    ``alpha=-math.inf`` it computes what the original did.
+
+    Args:
+        model: any model. Inner blocks come first: a module around converted blocks is left alone.
+        where: which modules to look at: a glob pattern of names ("layer[34].*"), or a function of name and module.
+        inplace: change ``model``; otherwise a deep copy, ``report.model``.
+        norm: see :class:`GradientResidual`. ResNets, whose branches end in batch normalisation, need "constant" or
+            "before".
+        settings: further settings of :class:`GradientResidual`: alpha, learn_alpha, normalize, stop_gradient, ...
+            An nn.Parameter as alpha is shared by all blocks.
+
+    Returns:
+        A report that prints as a table.
+
+    Raises:
+        ConstantSumError: a branch ends in a normalisation, with the remedies. Nothing has been changed then.
+        InvalidInputError: nothing can be converted, or a setting does not fit.
+
+    >>> mlp = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
+    >>> report = add_gradient_residuals(mlp, alpha=-2.0)
+    >>> [block.name for block in report.converted], "4.gradient_residual.alpha" in mlp.state_dict()
+    (['4'], True)
+    """
+    model = model if inplace else copy.deepcopy(model)
+    found, refused = _find(model, where)
+    if not found:
+        reasons = "\n".join(f"  {name or 'the model itself'}: {reason}" for name, reason in refused.items())
+        raise InvalidInputError(
+            f"add_gradient_residuals: expected residual blocks in this {type(model).__name__}, found none to convert:\n"
+            f"{reasons}\nUse GradientResidual on blocks of your own."
+        )
+    skips = [_skip(name, module, block, norm, settings) for name, module, block in found]
+    converted = []
+    for (name, module, block), skip in zip(found, skips, strict=True):
+        host = _apply(module, block, skip)
+        place = f"{name}.{block.host}".removeprefix(".") if isinstance(block, Chain) else name
+        kind = _KINDS[type(block)] if not isinstance(block, Chain) or block.added else "layers without a skip"
+        cls = type(host).__bases__[1].__name__
+        converted.append(Converted(place, cls, kind, skip.branch.closed(module)))
+    _without_nested_tensors(model, allowed=False)
+    return ConversionReport(model, converted, refused)
+
+
+def remove_gradient_residuals(model: nn.Module) -> int:
+    """Undo :func:`add_gradient_residuals` in place: the number of blocks that were changed back.
+
+    >>> mlp = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 2))
+    >>> _ = add_gradient_residuals(mlp)
+    >>> remove_gradient_residuals(mlp), type(mlp[2]).__name__
+    (1, 'Linear')
+    """
+    count = 0
+    for module in list(model.modules()):
+        if not isinstance(module, _Swapped):
+            continue
+        if isinstance(module, ConvertedEncoderLayer):
+            module.activation_relu_or_gelu = module.__dict__.pop("_fast_path")
+        if not isinstance(module, Passed):
+            count += 1
+            del module.gradient_residual
+        for name in ("_owner", "_block"):
+            module.__dict__.pop(name, None)
+        module.__class__ = type(module).__bases__[1]
+    _without_nested_tensors(model, allowed=True)
+    return count
+
+
+Found = tuple[str, nn.Module, Block | Chain | EncoderLayer]
+_KINDS: dict[type, str] = {Block: "residual block", Chain: "feed-forward part", EncoderLayer: "encoder layer"}
+
+
+def _find(model: nn.Module, where: Where) -> tuple[list[Found], dict[str, str]]:
+    """Blocks from the inside out, each name with its module, and the reasons for the others."""
+    found: list[Found] = []
+    refused: dict[str, str] = {}
+    chosen = [(name, module) for name, module in model.named_modules() if _matches(where, name, module)]
+    for name, module in reversed(chosen):
+        if not any(True for _ in module.children()) or isinstance(module, _Swapped | GradientSkip):
+            continue
+        inner = {id(m) for m in module.modules()}
+        if any(id(m) in inner for _, m, _ in found) or any(isinstance(m, _Swapped) for m in module.modules()):
+            continue
+        blocks = blocks_of(module)
+        if isinstance(blocks, str):
+            refused[name] = blocks
+        else:
+            found += [(name, module, block) for block in blocks]
+    if not found:
+        chains = [(name, module) for name, module in chosen if type(module) is nn.Sequential]
+        found = [(name, module, block) for name, module in chains for block in square_chains(module)]
+    changed = {id(inner) for _, module, _ in found for inner in module.modules()}
+    order = {name: position for position, (name, _) in enumerate(chosen)}
+    reasons = {
+        name: reason for name, reason in reversed(refused.items()) if id(model.get_submodule(name)) not in changed
+    }
+    return sorted(found, key=lambda item: order[item[0]]), {
+        name: reason for name, reason in reasons.items() if not found or reason != NO_SUM
+    }
+
+
+def _matches(where: Where, name: str, module: nn.Module) -> bool:
+    if where is None:
+        return True
+    return fnmatch.fnmatchcase(name, where) if isinstance(where, str) else bool(where(name, module))
+
+
+def _skip(
+    name: str, module: nn.Module, block: Block | Chain | EncoderLayer, norm: str, settings: dict[str, Any]
+) -> AttachedSkip:
+    if isinstance(block, Chain) and not block.added:
+        settings = {"skip": "added", **settings}
+    try:
+        return AttachedSkip(Branch(block.branch, norm), module, **settings)
+    except InvalidInputError as error:
+        raise type(error)(f"add_gradient_residuals, {name or 'the model itself'}: {error}") from error
+
+
+def _apply(module: nn.Module, block: Block | Chain | EncoderLayer, skip: AttachedSkip) -> nn.Module:
+    if isinstance(block, Block):
+        _swap(module, ConvertedBlock, _block=block)
+        host = module
+    elif isinstance(block, EncoderLayer):
+        _swap(module, ConvertedEncoderLayer, _owner=(module,), _fast_path=module.activation_relu_or_gelu)
+        module.activation_relu_or_gelu = 0  # type: ignore[assignment]  # torch's fused kernel knows nothing of the skip
+        host = module
+    else:
+        host = module.get_submodule(block.host)
+        _swap(host, ConvertedHost if block.added else ConvertedLayers, _owner=(module,))
+    for child in () if isinstance(block, Block) else block.passing:
+        _swap(module.get_submodule(child), Passed)
+    reference = next(iter(module.parameters()), None)
+    host.gradient_residual = skip if reference is None else skip.to(reference)
+    return host
+
+
+def _swap(module: nn.Module, mixin: type[_Swapped], **attributes: Any) -> None:
+    module.__class__ = _class(mixin, type(module))
+    module.__dict__.update(attributes)
+
+
+@functools.cache
+def _class(mixin: type[_Swapped], original: type[nn.Module]) -> type[nn.Module]:
+    return type(f"{mixin.__name__}{original.__name__}", (mixin, original), {"__module__": original.__module__})
+
+
+def _empty(mixin: type[_Swapped], original: type[nn.Module]) -> nn.Module:
+    cls = _class(mixin, original)
+    return cls.__new__(cls)
+
+
+def _without_nested_tensors(model: nn.Module, *, allowed: bool) -> None:
+    """Encoders give nested tensors to their layers' fused kernel, which converted layers do not use."""
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoder) and hasattr(module, "use_nested_tensor"):
+            has_converted = any(isinstance(layer, ConvertedEncoderLayer) for layer in module.layers)
+            if has_converted and not allowed:
+                module.__dict__["_nested"] = module.use_nested_tensor
+                module.use_nested_tensor = False
+            elif "_nested" in module.__dict__:
+                module.use_nested_tensor = module.__dict__.pop("_nested")
+
+
+def converted_blocks(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The converted modules of a model by name."""
+    return ((name, m) for name, m in model.named_modules() if isinstance(m, _Swapped) and not isinstance(m, Passed))

@@ -1,0 +1,121 @@
+"""Elementwise functions as torch.nn has them: how a cotangent passes through each, in one fused operation."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nablanets.activations.base import ElementwiseActivation
+
+_aten = torch.ops.aten
+#: (c, u, y, **arguments) -> c s'(u), with y = s(u); c broadcasts against u.
+Slope = Callable[..., Tensor]
+
+
+def _relu(c: Tensor, u: Tensor, y: Tensor) -> Tensor:
+    return _aten.threshold_backward(c, y, 0)
+
+
+def _leaky_relu(c: Tensor, u: Tensor, y: Tensor, negative_slope: float = 0.01) -> Tensor:
+    return _aten.leaky_relu_backward(c, u, negative_slope, False)
+
+
+def _elu(c: Tensor, u: Tensor, y: Tensor, alpha: float = 1.0) -> Tensor:
+    return _aten.elu_backward(c, alpha, 1.0, 1.0, False, u)
+
+
+def _gelu(c: Tensor, u: Tensor, y: Tensor, approximate: str = "none") -> Tensor:
+    return _aten.gelu_backward(c.expand(u.shape).contiguous(), u, approximate=approximate)  # oneDNN does not broadcast
+
+
+def _silu(c: Tensor, u: Tensor, y: Tensor) -> Tensor:
+    if not torch.is_grad_enabled():
+        return _aten.silu_backward(c, u)
+    sigmoid = torch.sigmoid(u)  # the fused operation has no derivative of its own
+    return c * sigmoid * (1 + u * (1 - sigmoid))
+
+
+def _mish(c: Tensor, u: Tensor, y: Tensor) -> Tensor:
+    if not torch.is_grad_enabled():
+        return _aten.mish_backward(c, u)
+    t = torch.tanh(F.softplus(u))
+    return c * (t + u * torch.sigmoid(u) * (1 - t * t))
+
+
+def _softplus(c: Tensor, u: Tensor, y: Tensor, beta: float = 1.0, threshold: float = 20.0) -> Tensor:
+    return _aten.softplus_backward(c, u, beta, threshold)
+
+
+def _hardtanh(c: Tensor, u: Tensor, y: Tensor, min_val: float = -1.0, max_val: float = 1.0) -> Tensor:
+    return _aten.hardtanh_backward(c, u, min_val, max_val)
+
+
+def _hardswish(c: Tensor, u: Tensor, y: Tensor) -> Tensor:
+    return _aten.hardswish_backward(c, u)
+
+
+def _tanh(c: Tensor, u: Tensor, y: Tensor) -> Tensor:
+    return _aten.tanh_backward(c, y)
+
+
+def _sigmoid(c: Tensor, u: Tensor, y: Tensor) -> Tensor:
+    return _aten.sigmoid_backward(c, y)
+
+
+def _relu6(c: Tensor, u: Tensor, y: Tensor) -> Tensor:
+    return _hardtanh(c, u, y, 0.0, 6.0)
+
+
+def _sin(c: Tensor, u: Tensor, y: Tensor) -> Tensor:
+    return c * torch.cos(u)
+
+
+def _cos(c: Tensor, u: Tensor, y: Tensor) -> Tensor:
+    return -c * torch.sin(u)
+
+
+def _neg(c: Tensor, u: Tensor, y: Tensor) -> Tensor:
+    return -c
+
+
+#: Functions that a traced forward may call, by object or, for methods of a tensor, by name.
+SLOPES: Mapping[Any, Slope] = {
+    F.relu: _relu, torch.relu: _relu, "relu": _relu,
+    F.leaky_relu: _leaky_relu, F.elu: _elu, F.gelu: _gelu, F.silu: _silu, F.mish: _mish,
+    F.softplus: _softplus, F.hardtanh: _hardtanh, F.relu6: _relu6, F.hardswish: _hardswish,
+    F.tanh: _tanh, torch.tanh: _tanh, "tanh": _tanh,
+    F.sigmoid: _sigmoid, torch.sigmoid: _sigmoid, "sigmoid": _sigmoid,
+    torch.sin: _sin, "sin": _sin, torch.cos: _cos, "cos": _cos,
+    torch.neg: _neg, operator.neg: _neg, "neg": _neg,
+}  # fmt: skip
+
+#: The function and arguments that a module of torch.nn stands for.
+MODULES: Mapping[type[nn.Module], tuple[Callable[..., Tensor], tuple[str, ...]]] = {
+    nn.ReLU: (F.relu, ()),
+    nn.LeakyReLU: (F.leaky_relu, ("negative_slope",)),
+    nn.ELU: (F.elu, ("alpha",)),
+    nn.GELU: (F.gelu, ("approximate",)),
+    nn.SiLU: (F.silu, ()),
+    nn.Mish: (F.mish, ()),
+    nn.Softplus: (F.softplus, ("beta", "threshold")),
+    nn.ReLU6: (F.relu6, ()),
+    nn.Hardtanh: (F.hardtanh, ("min_val", "max_val")),
+    nn.Hardswish: (F.hardswish, ()),
+    nn.Tanh: (torch.tanh, ()),
+    nn.Sigmoid: (torch.sigmoid, ()),
+}
+
+
+def apply_slope(function: Any, c: Tensor, u: Tensor, y: Tensor, arguments: Mapping[str, Any]) -> Tensor:
+    """c s'(u) for a function of :data:`SLOPES`, with y = s(u)."""
+    return SLOPES[function](c.to(u.dtype), u, y, **arguments)
+
+
+def own_slope(module: ElementwiseActivation, c: Tensor, u: Tensor) -> Tensor:
+    """c s'(u) for an activation of this package."""
+    return c * module.derivative(u)
