@@ -12,8 +12,8 @@ import nablanets
 SOURCE = Path(nablanets.__file__).parent
 #: From the bottom up; a module may import from rooms before its own.
 ROOMS = [
-    "errors", "parameters", "intervals", "quadrature", "serialization", "activations", "operators", "newton", "maps",
-    "baselines", "verify", "problems", "tables", "training", "interop", "experiments", "cli",
+    "errors", "parameters", "intervals", "quadrature", "serialization", "activations", "operators", "residual", "newton", 
+    "maps", "baselines", "verify", "problems", "tables", "training", "interop", "experiments", "cli",
 ]  # fmt: skip
 
 

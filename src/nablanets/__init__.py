@@ -25,6 +25,7 @@ from nablanets.maps import (
 )
 from nablanets.operators import SymmetricOperator
 from nablanets.quadrature import potential_between
+from nablanets.residual import GradientResidual, add_gradient_residuals, remove_gradient_residuals
 from nablanets.serialization import load, savable
 from nablanets.training import FitResult, FitSettings, SobolevTargets, fit
 
@@ -44,6 +45,7 @@ __all__ = [
     "GradNetMixture",
     "GradNetTransformed",
     "GradientMap",
+    "GradientResidual",
     "GroupActivation",
     "GroupDerivative",
     "NablaError",
@@ -54,6 +56,7 @@ __all__ = [
     "Sum",
     "SymmetricOperator",
     "Symmetrized",
+    "add_gradient_residuals",
     "baselines",
     "constrain",
     "export",
@@ -63,6 +66,7 @@ __all__ = [
     "odd",
     "potential_between",
     "register_activation",
+    "remove_gradient_residuals",
     "savable",
     "verify",
 ]

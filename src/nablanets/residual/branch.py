@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from nablanets.errors import InvalidInputError, unknown_name
-from nablanets.residual.program import Program, Step, read, vjp_of
+from nablanets.residual.elementwise import SLOPES
+from nablanets.residual.program import Attribute, Program, Slot, Step, read, vjp_of
 from nablanets.residual.rules import BATCH_NORMS, GROUPED_NORMS, Pull, Sweep, rule_of
 
 Norm = Literal["exact", "constant", "before"]
@@ -47,6 +48,7 @@ class Branch:
 
     program: Program | None
     norm: str = "exact"
+    _last_norm: list[Step] | None = field(default=None, init=False, repr=False)
 
     @classmethod
     def of(cls, block: nn.Module, norm: str) -> Branch:
@@ -129,24 +131,32 @@ class Branch:
         return Layout(first[0], last[1], last[2])
 
     def _tail_norms(self, root: nn.Module) -> list[Step]:
-        """The normalisation that F ends in, behind operations that keep a sum constant; at most one."""
-        if self.program is None:
+        """The normalisation that F ends in, if it is at work; at most one."""
+        if self._last_norm is None:
+            self._last_norm = _last_norm(self.program, root)
+        norm = self._last_norm
+        return [step for step in norm if _at_work(root.get_submodule(step.target))]
+
+
+def _last_norm(program: Program | None, root: nn.Module) -> list[Step]:
+    """The normalisation that ends a program, behind operations that keep a sum constant."""
+    for step in () if program is None else program.tail():
+        module = root.get_submodule(step.target) if step.is_module else None
+        if isinstance(module, GROUPED_NORMS + BATCH_NORMS):
+            return [step]
+        if not (_keeps_sum(step) if module is None else isinstance(module, _PASSING)):
             return []
-        for step in self.program.tail():
-            if not step.is_module:
-                if len([a for a in step.arguments if not isinstance(a, int | float)]) > 1 or len(step.arguments) == 1:
-                    return []
-                continue
-            module = root.get_submodule(step.target)
-            if isinstance(module, GROUPED_NORMS) or (isinstance(module, BATCH_NORMS) and _uses_batch(module)):
-                return [step]
-            if not isinstance(module, _PASSING):
-                return []
-        return []
+    return []
 
 
-def _uses_batch(module: nn.Module) -> bool:
-    return module.training or module.running_var is None
+def _keeps_sum(step: Step) -> bool:
+    """Whether a function is arithmetic with numbers or parameters."""
+    return step.target not in SLOPES and all(isinstance(a, Slot | Attribute | int | float) for a in step.arguments)
+
+
+def _at_work(norm: nn.Module) -> bool:
+    """Whether a norm uses statistics of its input, which batch norm does not in evaluation."""
+    return not isinstance(norm, BATCH_NORMS) or norm.training or norm.running_var is None
 
 
 def _sizes(module: nn.Module) -> tuple[int, int, int] | None:

@@ -272,7 +272,7 @@ def _swap(module: nn.Module, mixin: type[_Swapped], **attributes: Any) -> None:
 
 
 @functools.cache
-def _class(mixin: type[_Swapped], original: type[nn.Module]) -> type[nn.Module]:
+def _class(mixin: Any, original: Any) -> type[nn.Module]:
     return type(f"{mixin.__name__}{original.__name__}", (mixin, original), {"__module__": original.__module__})
 
 

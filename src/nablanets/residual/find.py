@@ -17,7 +17,7 @@ from nablanets.residual.program import ADD, Program, compile_nodes, graph_of
 from nablanets.residual.rules import rule_of
 
 NO_SUM = "no sum of an input and a nonlinear function of it"
-_ACTIVATIONS = (*MODULES, ElementwiseActivation)
+_ACTIVATIONS: tuple[type[nn.Module], ...] = (*MODULES, ElementwiseActivation)
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def _residual(module: nn.Module, add: fx.Node) -> _Residual | None:
     if add.target not in ADD or len(add.args) != 2 or not all(isinstance(a, fx.Node) for a in add.args):
         return None
     for projected in (False, True):
-        for end, shortcut in itertools.permutations(add.args):
+        for end, shortcut in itertools.permutations(add.all_input_nodes, 2):
             for start in _affine_sources(module, shortcut) if projected else [shortcut]:
                 nodes = _between(start, end)
                 branch = nodes and compile_nodes(module, nodes, start, end)

@@ -29,6 +29,10 @@ class GradientSkip(nn.Module):
     It holds alpha, the probe and the settings, and is called with the module that owns the layers of F.
     """
 
+    alpha: Tensor | nn.Module
+    probe: Tensor | None
+    vector: Tensor
+
     def __init__(
         self,
         branch: Branch,
@@ -74,7 +78,8 @@ class GradientSkip(nn.Module):
 
     def gate(self) -> Tensor:
         """s(alpha), a scalar or one number per channel."""
-        return torch.sigmoid(self.alpha() if isinstance(self.alpha, nn.Module) else self.alpha)
+        alpha = self.alpha
+        return torch.sigmoid(alpha() if isinstance(alpha, nn.Module) else alpha)
 
     def gradient(self, root: nn.Module, x: Tensor) -> Tensor:
         """g(x) = J_F(x)^T v, of the shape of x."""
@@ -110,7 +115,8 @@ class GradientSkip(nn.Module):
         if not self._probed and not torch.compiler.is_compiling():
             self._probe_numerically(pull, y, probe)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not (self.stop_gradient and not self.learns_probe)):
-            return y, pull(probe).expand(x.shape)
+            g = pull(probe)
+        return y, g if g.shape == x.shape else g.expand(x.shape)
 
     def _check(self, root: nn.Module) -> None:
         if self.skip in _WITH_GRADIENT:
@@ -166,7 +172,7 @@ class GradientSkip(nn.Module):
 
     def _placed(self, values: Tensor, like: Tensor) -> Tensor:
         """A scalar or values per channel, so that they broadcast against ``like``."""
-        values = values.to(like.dtype)
+        values = values if values.dtype == like.dtype else values.to(like.dtype)
         return values if values.ndim == 0 else values.reshape(-1, *[1] * (-1 - self.channel_dim))
 
     def _placed_probe(self, y: Tensor) -> Tensor:
@@ -311,5 +317,7 @@ def unit(g: Tensor, dims: list[int]) -> Tensor:
             [0.0000, 0.0000]])
     """
     square = g.square().sum(dim=dims, keepdim=True)  # vector_norm is slow over inner dimensions
+    if not g.requires_grad:
+        return g * torch.rsqrt(square.clamp_min(torch.finfo(g.dtype).tiny))
     positive = square > 0
     return g * torch.where(positive, torch.rsqrt(torch.where(positive, square, 1)), 0)

@@ -7,6 +7,7 @@ those at the time of reading. Leaves without a rule go through ``torch.func.vjp`
 
 from __future__ import annotations
 
+import functools
 import inspect
 import operator
 from collections.abc import Callable, Iterable, Mapping
@@ -54,7 +55,9 @@ class Step:
     keywords: Mapping[str, Any] = field(default_factory=dict)
     is_module: bool = False
 
+    @functools.cached_property
     def inputs(self) -> tuple[int, ...]:
+        """The slots that it reads."""
         return tuple(a.index for a in self.arguments if isinstance(a, Slot))
 
 
@@ -75,7 +78,7 @@ class Program:
         pulls: list[tuple[Step, tuple[Pull, ...]]] = []
         for step in self.steps:
             values[step.slot], pull = _evaluate(step, root, values, how)
-            pulls.append((step, tuple(lambda c: c for _ in pull) if step.slot in skipped else pull))
+            pulls.append((step, (_identity,) if step.slot in skipped else pull))
 
         def pull_back(c: Tensor) -> Tensor:
             cotangents = {self.output: c}
@@ -83,10 +86,10 @@ class Program:
                 if step.slot not in cotangents:
                     continue
                 c = cotangents.pop(step.slot)
-                for source, pull in zip(step.inputs(), backward, strict=True):
+                for source, pull in zip(step.inputs, backward, strict=True):
                     piece = pull(c)
                     cotangents[source] = cotangents[source] + piece if source in cotangents else piece
-            return cotangents.get(0, torch.zeros_like(x))
+            return cotangents[0] if 0 in cotangents else torch.zeros_like(x)
 
         return values[self.output], pull_back
 
@@ -100,7 +103,7 @@ class Program:
         slot = self.output
         while slot in by_slot:
             yield by_slot[slot]
-            inputs = by_slot[slot].inputs()
+            inputs = by_slot[slot].inputs
             if len(inputs) != 1:
                 return
             slot = inputs[0]
@@ -245,7 +248,7 @@ def _smooth(target: Any, arguments: tuple[Any, ...]) -> bool:
 
 def _evaluate(step: Step, root: nn.Module, values: dict[int, Tensor], how: Sweep) -> tuple[Tensor, tuple[Pull, ...]]:
     if step.is_module:
-        y, pull = pull_through(root.get_submodule(step.target), values[step.inputs()[0]], how)
+        y, pull = pull_through(root.get_submodule(step.target), values[step.inputs[0]], how)
         return y, (pull,)
     arguments = [
         values[a.index] if isinstance(a, Slot) else _attribute(root, a.name) if isinstance(a, Attribute) else a
@@ -258,7 +261,7 @@ def _evaluate(step: Step, root: nn.Module, values: dict[int, Tensor], how: Sweep
     if step.target in SLOPES:
         return _elementwise(step, arguments[0], how)
     y = _ARITHMETIC[step.target](*arguments)
-    pulls = _arithmetic(step.target, *arguments, y, how)
+    pulls = _arithmetic(step.target, arguments[0], arguments[1], y, how)
     return y, tuple(pull for pull, a in zip(pulls, step.arguments, strict=True) if isinstance(a, Slot))
 
 
@@ -288,6 +291,10 @@ def vjp_of(module: nn.Module, x: Tensor) -> tuple[Tensor, Pull]:
     for buffer, value in zip(buffers, updated, strict=True):
         buffer.copy_(value.detach())
     return y, lambda c: vjp(c)[0]
+
+
+def _identity(c: Tensor) -> Tensor:
+    return c
 
 
 def _elementwise(step: Step, u: Tensor, how: Sweep) -> tuple[Tensor, tuple[Pull, ...]]:

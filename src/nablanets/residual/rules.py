@@ -7,7 +7,7 @@ is computed per sample.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -74,8 +74,9 @@ def _linear(module: nn.Linear, x: Tensor, how: Sweep) -> tuple[Tensor, Pull]:
     weight = how.hold(weight)
 
     def pull(c: Tensor) -> Tensor:
-        c = c.reshape(1) if c.ndim == 0 else c
-        return c.expand(*c.shape[:-1], weight.shape[0]) @ weight
+        if c.ndim == 0 or c.shape[-1] != weight.shape[0]:
+            c = c.expand(*c.shape[:-1], weight.shape[0])
+        return c @ weight
 
     return y, pull
 
@@ -90,8 +91,7 @@ def _conv(module: _ConvNd, x: Tensor, how: Sweep) -> tuple[Tensor, Pull]:
         pads = [(t // 2, t - t // 2) for t in total]
     else:
         pads = [(0, 0) if module.padding == "valid" else (int(p), int(p)) for p in module.padding]
-    zeros = module.padding_mode == "zeros"
-    direct = zeros and all(left == right for left, right in pads)
+    direct = module.padding_mode == "zeros" and all(left == right for left, right in pads)
     padded = [size if direct else size + left + right for size, (left, right) in zip(x.shape[-n:], pads, strict=True)]
     padding = [left if direct else 0 for left, _ in pads]
 
@@ -108,12 +108,7 @@ def _conv(module: _ConvNd, x: Tensor, how: Sweep) -> tuple[Tensor, Pull]:
         g = _transposed(c, kernel, padded, module.stride, padding, module.dilation, groups)
         if direct:
             return g
-        flat = [p for left, right in reversed(pads) for p in (left, right)]
-        if zeros:
-            return F.pad(g, [-p for p in flat])
-        mode = module.padding_mode
-        origin = g.new_zeros(*g.shape[:-n], *x.shape[-n:])
-        return torch.func.vjp(lambda t: F.pad(t, flat, mode=mode), origin)[1](g)[0]
+        return _unpadded(g, x.shape[-n:], pads, module.padding_mode)
 
     return y, pull
 
@@ -136,6 +131,21 @@ def _transposed(
     ]
     transpose = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[n - 1]
     return transpose(c, weight, None, stride, padding, rest, groups, dilation)
+
+
+def _unpadded(g: Tensor, size: Sequence[int], pads: list[tuple[int, int]], mode: str) -> Tensor:
+    """The adjoint of padding, one dimension after the other."""
+    for i, (length, (left, right)) in enumerate(zip(size, pads, strict=True)):
+        dim = i - len(size)
+        if mode == "zeros":
+            g = g.narrow(dim, left, length)
+        elif left or right:
+            places = torch.arange(length, dtype=torch.float32, device=g.device).reshape(1, 1, -1)
+            index = F.pad(places, (left, right), mode=mode).long().flatten()
+            shape = [*g.shape]
+            shape[dim] = length
+            g = g.new_zeros(shape).index_add(dim, index, g)
+    return g
 
 
 def _activation(module: nn.Module, x: Tensor, how: Sweep) -> tuple[Tensor, Pull]:

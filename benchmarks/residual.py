@@ -1,0 +1,165 @@
+"""Cost of gradient residuals relative to the plain residual block x + F(x), on one thread.
+
+    python benchmarks/residual.py [--quick] [name ...]
+
+A training step is forward and backward, with gradients of all parameters and of the input. The variants take turns;
+times are CPU time of the thread, the mean of the faster quarter of the rounds. Every ratio is of this one run.
+"""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from nablanets import GradientResidual
+from nablanets.residual.layer import unit
+
+
+class Plain(nn.Module):
+    """x + F(x)."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.block(x)
+
+
+class Autograd(nn.Module):
+    """The gradient by ``torch.autograd.grad``, as a straightforward implementation has it."""
+
+    def __init__(self, block: nn.Module, dim: int, *, full: bool) -> None:
+        super().__init__()
+        self.block, self.dim, self.full = block, dim, full
+        self.alpha = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.enable_grad():
+            x = x if x.requires_grad else x.detach().requires_grad_()
+            y = self.block(x)
+            g = torch.autograd.grad(y.sum(), x, create_graph=self.full, retain_graph=True)[0]
+        s = torch.sigmoid(self.alpha)
+        return y + (1 - s) * x + s * unit(g, [self.dim])
+
+
+class Unread(nn.Module):
+    """Hides the structure of a block, so that its gradient comes from ``torch.func.vjp``."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block(x) if self.training else self.block(x) * 1
+
+
+def mlp(width: int, activation: nn.Module) -> nn.Module:
+    return nn.Sequential(nn.Linear(width, width), activation, nn.Linear(width, width))
+
+
+def edsr(channels: int) -> nn.Module:
+    first, second = (nn.Conv2d(channels, channels, 3, padding=1) for _ in range(2))
+    return nn.Sequential(first, nn.ReLU(inplace=True), second)
+
+
+def resnet(channels: int) -> nn.Module:
+    first, second = (nn.Conv2d(channels, channels, 3, padding=1, bias=False) for _ in range(2))
+    norms = nn.BatchNorm2d(channels), nn.BatchNorm2d(channels)
+    return nn.Sequential(first, norms[0], nn.ReLU(inplace=True), second, norms[1])
+
+
+def feed_forward(width: int) -> nn.Module:
+    return nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+
+#: Block, shape of the input, treatment of norms.
+BLOCKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str]] = {
+    "MLP 64 ReLU": (lambda: mlp(64, nn.ReLU()), (1000, 64), "exact"),
+    "MLP 256 ReLU": (lambda: mlp(256, nn.ReLU()), (512, 256), "exact"),
+    "MLP 256 GELU": (lambda: mlp(256, nn.GELU()), (512, 256), "exact"),
+    "MLP 512 ReLU": (lambda: mlp(512, nn.ReLU()), (512, 512), "exact"),
+    "EDSR 64": (lambda: edsr(64), (4, 64, 48, 48), "exact"),
+    "ResNet 64": (lambda: resnet(64), (8, 64, 32, 32), "constant"),
+    "feed-forward 256": (lambda: feed_forward(256), (256, 256), "exact"),
+}
+
+
+def variants(block: nn.Module, dim: int, norm: str) -> dict[str, nn.Module]:
+    settings = {"norm": norm, "channel_dim": dim}
+    found: dict[str, nn.Module] = {
+        "plain": Plain(copy.deepcopy(block)),
+        "stop-gradient": GradientResidual(copy.deepcopy(block), **settings),
+        "full": GradientResidual(copy.deepcopy(block), stop_gradient=False, **settings),
+    }
+    if norm == "exact":
+        unread = {"channel_dim": dim}
+        found |= {
+            "vjp, stop-gradient": GradientResidual(Unread(copy.deepcopy(block)), **unread),
+            "vjp, full": GradientResidual(Unread(copy.deepcopy(block)), stop_gradient=False, **unread),
+        }
+    found |= {
+        "autograd, stop-gradient": Autograd(copy.deepcopy(block), dim, full=False),
+        "autograd, full": Autograd(copy.deepcopy(block), dim, full=True),
+    }
+    return found
+
+
+def measure(runs: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """CPU seconds of each run: mean of the faster quarter of the rounds in which all take turns."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for turn in range(rounds + 3):
+        for name, run in runs.items():
+            begin = time.thread_time()
+            run()
+            if turn >= 3:
+                times[name].append(time.thread_time() - begin)
+    return {name: statistics.fmean(sorted(values)[: max(1, rounds // 4)]) for name, values in times.items()}
+
+
+def training_step(net: nn.Module, x: Tensor) -> None:
+    net.zero_grad(set_to_none=True)
+    x.grad = None
+    net(x).square().mean().backward()
+
+
+def inference(net: nn.Module, x: Tensor) -> None:
+    with torch.no_grad():
+        net(x)
+
+
+def compare(name: str, rounds: int) -> Table:
+    build, shape, norm = BLOCKS[name]
+    torch.manual_seed(0)
+    x = torch.randn(shape, requires_grad=True)
+    nets = variants(build(), -1 if len(shape) == 2 else -3, norm)
+    step = measure({k: lambda net=net: training_step(net, x) for k, net in nets.items()}, rounds)
+    for net in nets.values():
+        net.eval()
+    forward = measure({k: lambda net=net: inference(net, x) for k, net in nets.items()}, rounds)
+    table = Table(title=f"{name}, input {tuple(shape)}" + ("" if norm == "exact" else f", norm={norm!r}"))
+    for title in ("variant", "training step [ms]", "ratio", "inference [ms]", "ratio"):
+        table.add_column(title, justify="left" if title == "variant" else "right")
+    for k in nets:
+        ratios = step[k] / step["plain"], forward[k] / forward["plain"]
+        table.add_row(k, f"{1e3 * step[k]:.2f}", f"{ratios[0]:.2f}", f"{1e3 * forward[k]:.2f}", f"{ratios[1]:.2f}")
+    return table
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    arguments = [a for a in sys.argv[1:] if not a.startswith("--")]
+    for name in arguments or BLOCKS:
+        Console(width=100).print(compare(name, 12 if "--quick" in sys.argv else 80))
+
+
+if __name__ == "__main__":
+    main()
