@@ -10,8 +10,10 @@ from torch import Tensor, nn
 
 from nablanets.errors import InvalidInputError, unknown_name
 from nablanets.residual.elementwise import SLOPES
-from nablanets.residual.program import Attribute, Program, Slot, Step, read, vjp_of
-from nablanets.residual.rules import BATCH_NORMS, GROUPED_NORMS, Pull, Sweep, rule_of
+from nablanets.residual.norms import BATCH_NORMS, GROUPED_NORMS
+from nablanets.residual.program import Attribute, Program, Slot, Step, read, submodule, vjp_of
+from nablanets.residual.rules import rule_of
+from nablanets.residual.sweep import Pull, Sweep
 
 Norm = Literal["exact", "constant", "before"]
 NORMS: tuple[str, ...] = get_args(Norm)
@@ -70,8 +72,7 @@ class Branch:
     def linearise(self, root: nn.Module, x: Tensor, *, detach: bool) -> tuple[Tensor, Pull]:
         """F(x), and c -> J_F(x)^T c."""
         if self.program is None:
-            y, vjp = vjp_of(root, x)
-            return y, lambda c: vjp(c.to(y.dtype).expand(y.shape))
+            return vjp_of(root, x)
         skipped = frozenset(step.slot for step in self._tail_norms(root)) if self.norm == "before" else frozenset()
         return self.program.linearise(root, x, Sweep(detach, self.norm == "constant"), skipped)
 
@@ -135,7 +136,7 @@ class Branch:
         if self._last_norm is None:
             self._last_norm = _last_norm(self.program, root)
         norm = self._last_norm
-        return [step for step in norm if _at_work(root.get_submodule(step.target))]
+        return [step for step in norm if _at_work(submodule(root, step.path))]
 
 
 def _last_norm(program: Program | None, root: nn.Module) -> list[Step]:

@@ -17,7 +17,7 @@ from nablanets.errors import InvalidInputError
 from nablanets.residual.branch import Branch
 from nablanets.residual.find import NO_SUM, Block, Chain, EncoderLayer, blocks_of, square_chains
 from nablanets.residual.layer import GradientSkip
-from nablanets.residual.rules import Passing
+from nablanets.residual.sweep import Passing
 
 Where = str | Callable[[str, nn.Module], bool] | None
 
@@ -266,8 +266,9 @@ def _apply(module: nn.Module, block: Block | Chain | EncoderLayer, skip: Attache
     return host
 
 
-def _swap(module: nn.Module, mixin: type[_Swapped], **attributes: Any) -> None:
-    module.__class__ = _class(mixin, type(module))
+def _swap(module: nn.Module, mixin: Any, **attributes: Any) -> None:
+    original: Any = type(module)
+    module.__class__ = _class(mixin, original)
     module.__dict__.update(attributes)
 
 
@@ -276,7 +277,7 @@ def _class(mixin: Any, original: Any) -> type[nn.Module]:
     return type(f"{mixin.__name__}{original.__name__}", (mixin, original), {"__module__": original.__module__})
 
 
-def _empty(mixin: type[_Swapped], original: type[nn.Module]) -> nn.Module:
+def _empty(mixin: Any, original: Any) -> nn.Module:
     cls = _class(mixin, original)
     return cls.__new__(cls)
 

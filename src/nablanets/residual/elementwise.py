@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nablanets.activations.base import ElementwiseActivation
+from nablanets.residual.sweep import Pull, Sweep, call
 
 _aten = torch.ops.aten
 #: (c, u, y, **arguments) -> c s'(u), with y = s(u); c broadcasts against u.
@@ -30,21 +32,66 @@ def _elu(c: Tensor, u: Tensor, y: Tensor, alpha: float = 1.0) -> Tensor:
 
 
 def _gelu(c: Tensor, u: Tensor, y: Tensor, approximate: str = "none") -> Tensor:
+    if approximate == "none" and torch.is_grad_enabled():
+        return _Slope.apply(c, u, "gelu")
     return _aten.gelu_backward(c.expand(u.shape).contiguous(), u, approximate=approximate)  # oneDNN does not broadcast
 
 
 def _silu(c: Tensor, u: Tensor, y: Tensor) -> Tensor:
-    if not torch.is_grad_enabled():
-        return _aten.silu_backward(c, u)
-    sigmoid = torch.sigmoid(u)  # the fused operation has no derivative of its own
-    return c * sigmoid * (1 + u * (1 - sigmoid))
+    return _Slope.apply(c, u, "silu") if torch.is_grad_enabled() else _aten.silu_backward(c, u)
 
 
 def _mish(c: Tensor, u: Tensor, y: Tensor) -> Tensor:
     if not torch.is_grad_enabled():
         return _aten.mish_backward(c, u)
-    t = torch.tanh(F.softplus(u))
+    t = torch.tanh(F.softplus(u))  # the fused operation has no derivative of its own
     return c * (t + u * torch.sigmoid(u) * (1 - t * t))
+
+
+def _gelu_curvature(u: Tensor) -> Tensor:
+    square = u.square()
+    return (2 - square) * torch.exp(square * -0.5) * (2 * math.pi) ** -0.5
+
+
+def _silu_curvature(u: Tensor) -> Tensor:
+    s = torch.sigmoid(u)
+    return s * (1 - s) * (2 + u * (1 - 2 * s))
+
+
+class _Slope(torch.autograd.Function):
+    """c s'(u) with its derivative c s''(u) in closed form, where torch has a slow one or none."""
+
+    generate_vmap_rule = True
+    curvatures: ClassVar = {"gelu": _gelu_curvature, "silu": _silu_curvature}
+
+    @staticmethod
+    def forward(c: Tensor, u: Tensor, name: str) -> Tensor:
+        backward = _aten.gelu_backward if name == "gelu" else _aten.silu_backward
+        return backward(c.expand(u.shape).contiguous(), u)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        c, u, ctx.name = inputs
+        ctx.save_for_backward(c, u)
+        ctx.save_for_forward(c, u)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        (grad,) = grads
+        c, u = ctx.saved_tensors
+        by_c, by_u = ctx.needs_input_grad[:2]
+        bent = grad * c * _Slope.curvatures[ctx.name](u) if by_u else None
+        return _Slope.apply(grad, u, ctx.name).sum_to_size(c.shape) if by_c else None, bent, None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:
+        c, u = ctx.saved_tensors
+        result = torch.zeros_like(u)
+        if tangents[0] is not None:
+            result = result + _Slope.apply(tangents[0], u, ctx.name)
+        if tangents[1] is not None:
+            result = result + tangents[1] * c * _Slope.curvatures[ctx.name](u)
+        return result
 
 
 def _softplus(c: Tensor, u: Tensor, y: Tensor, beta: float = 1.0, threshold: float = 20.0) -> Tensor:
@@ -116,6 +163,17 @@ def apply_slope(function: Any, c: Tensor, u: Tensor, y: Tensor, arguments: Mappi
     return SLOPES[function](c.to(u.dtype), u, y, **arguments)
 
 
-def own_slope(module: ElementwiseActivation, c: Tensor, u: Tensor) -> Tensor:
-    """c s'(u) for an activation of this package."""
-    return c * module.derivative(u)
+def activation(module: nn.Module, x: Tensor, how: Sweep) -> tuple[Tensor, Pull]:
+    """An activation of torch.nn."""
+    function, names = next(MODULES[cls] for cls in type(module).__mro__ if cls in MODULES)
+    arguments = {name: getattr(module, name) for name in names}
+    # Never in place: the slope and the skip need what came in.
+    y = call(module, x) if not getattr(module, "inplace", False) else function(x, **arguments)
+    u, held = how.hold(x), how.hold(y)
+    return y, lambda c: apply_slope(function, c, u, held, arguments)
+
+
+def activation_of_ours(module: ElementwiseActivation, x: Tensor, how: Sweep) -> tuple[Tensor, Pull]:
+    """An activation of this package."""
+    u = how.hold(x)
+    return call(module, x), lambda c: c * module.derivative(u)

@@ -82,7 +82,7 @@ def square_chains(module: nn.Sequential) -> list[Block | Chain | EncoderLayer]:
     end = -1
     for first, last in itertools.pairwise(linear):
         inside = children[first : last + 1]
-        square = children[first].in_features == children[last].out_features  # type: ignore[union-attr]
+        square = children[first].in_features == children[last].out_features
         if first <= end or not square or len(set(map(id, children))) < len(children):
             continue
         graph = graph_of(nn.Sequential(*inside))

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from nablanets.errors import InvalidInputError, ShapeError, unknown_name
 from nablanets.residual.branch import Branch, Norm
-from nablanets.residual.rules import Pull
+from nablanets.residual.sweep import Pull
 
 Skip = Literal["gradient", "pure", "added", "magnitude", "random", "damped", "identity", "scalar", "none"]
 Normalize = Literal["position", "sample", "channel", "none"]
@@ -316,8 +316,48 @@ def unit(g: Tensor, dims: list[int]) -> Tensor:
     tensor([[0.6000, 0.8000],
             [0.0000, 0.0000]])
     """
+    return _Unit.apply(g, dims)[0] if g.requires_grad else _scaled(g, dims)[0]
+
+
+def _scaled(g: Tensor, dims: list[int]) -> tuple[Tensor, Tensor]:
     square = g.square().sum(dim=dims, keepdim=True)  # vector_norm is slow over inner dimensions
-    if not g.requires_grad:
-        return g * torch.rsqrt(square.clamp_min(torch.finfo(g.dtype).tiny))
-    positive = square > 0
-    return g * torch.where(positive, torch.rsqrt(torch.where(positive, square, 1)), 0)
+    rate = torch.where(square > 0, torch.rsqrt(square), 0)
+    return g * rate, rate
+
+
+class _Unit(torch.autograd.Function):
+    """g / |g| and 1 / |g| with the backward pass in closed form, (v - h <h, v>) / |g| with h = g / |g|."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(g: Tensor, dims: list[int]) -> tuple[Tensor, Tensor]:
+        return _scaled(g, dims)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        ctx.dims = inputs[1]
+        ctx.save_for_backward(*output)
+        ctx.save_for_forward(*output)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, None]:
+        h, rate = ctx.saved_tensors
+        v, by_rate = grads
+        result = None if v is None else _Unit.projected(v, h, rate, ctx.dims)
+        if by_rate is not None:
+            bent = -by_rate * rate.square() * h
+            result = bent if result is None else result + bent
+        return result, None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor, Tensor]:
+        h, rate = ctx.saved_tensors
+        along = (tangents[0] * h).sum(dim=ctx.dims, keepdim=True)
+        return _Unit.projected(tangents[0], h, rate, ctx.dims), -rate.square() * along
+
+    @staticmethod
+    def projected(v: Tensor, h: Tensor, rate: Tensor, dims: list[int]) -> Tensor:
+        along = (v * h).sum(dim=dims, keepdim=True)
+        return torch.addcmul(v * rate, h, along * rate, value=-1)

@@ -12,14 +12,15 @@ import inspect
 import operator
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from nablanets.residual.elementwise import SLOPES, apply_slope
-from nablanets.residual.rules import Pull, Sweep, call, dropout, rule_of
+from nablanets.residual.rules import dropout, rule_of
+from nablanets.residual.sweep import Pull, Sweep, call
 
 ADD = {operator.add, operator.iadd, torch.add, "add", "add_"}
 _SUB = {operator.sub, operator.isub, torch.sub, "sub", "sub_"}
@@ -36,7 +37,7 @@ _ARITHMETIC: dict[Any, Callable[[Any, Any], Tensor]] = {
 class Slot(NamedTuple):
     """The value of an earlier step; 0 is the input."""
 
-    index: int
+    place: int
 
 
 class Attribute(NamedTuple):
@@ -58,7 +59,12 @@ class Step:
     @functools.cached_property
     def inputs(self) -> tuple[int, ...]:
         """The slots that it reads."""
-        return tuple(a.index for a in self.arguments if isinstance(a, Slot))
+        return tuple(a.place for a in self.arguments if isinstance(a, Slot))
+
+    @functools.cached_property
+    def path(self) -> tuple[str, ...]:
+        """The parts of a submodule's name."""
+        return tuple(self.target.split("."))
 
 
 @dataclass(frozen=True)
@@ -140,7 +146,7 @@ def compile_nodes(root: nn.Module, nodes: Iterable[fx.Node], start: fx.Node, out
         slot = builder.add(root, "", nodes, start, output, Slot(0))
     except _UnknownOperationError:
         return None
-    return Program(tuple(builder.steps), slot.index)
+    return Program(tuple(builder.steps), slot.place)
 
 
 class _UnknownOperationError(Exception):
@@ -248,10 +254,10 @@ def _smooth(target: Any, arguments: tuple[Any, ...]) -> bool:
 
 def _evaluate(step: Step, root: nn.Module, values: dict[int, Tensor], how: Sweep) -> tuple[Tensor, tuple[Pull, ...]]:
     if step.is_module:
-        y, pull = pull_through(root.get_submodule(step.target), values[step.inputs[0]], how)
+        y, pull = pull_through(submodule(root, step.path), values[step.inputs[0]], how)
         return y, (pull,)
     arguments = [
-        values[a.index] if isinstance(a, Slot) else _attribute(root, a.name) if isinstance(a, Attribute) else a
+        values[a.place] if isinstance(a, Slot) else _attribute(root, a.name) if isinstance(a, Attribute) else a
         for a in step.arguments
     ]
     if step.target is F.dropout:
@@ -270,15 +276,14 @@ def pull_through(module: nn.Module, x: Tensor, how: Sweep) -> tuple[Tensor, Pull
     rule = rule_of(module)
     if rule is not None:
         return rule(module, x, how)
-    y, vjp = vjp_of(module, x)
-    return y, lambda c: vjp(c.to(y.dtype).expand(y.shape))
+    return vjp_of(module, x)
 
 
 def vjp_of(module: nn.Module, x: Tensor) -> tuple[Tensor, Pull]:
     """The value and pullback of any module by ``torch.func.vjp``; buffers that it updates are updated once."""
     if not (module.training and any(True for _ in module.buffers())):
-        y, vjp = torch.func.vjp(lambda t: call(module, t), x)
-        return y, lambda c: vjp(c)[0]
+        y, vjp = cast(Any, torch.func.vjp(lambda t: call(module, t), x))
+        return y, lambda c: vjp(c.to(y.dtype).expand(y.shape))[0]
     module = _Call(module)
     names, buffers = zip(*module.named_buffers(), strict=True)
 
@@ -287,10 +292,10 @@ def vjp_of(module: nn.Module, x: Tensor) -> tuple[Tensor, Pull]:
         value: Tensor = torch.func.functional_call(module, copies, (t,))
         return value, tuple(copies.values())
 
-    y, vjp, updated = torch.func.vjp(forward, x, has_aux=True)
+    y, vjp, updated = cast(Any, torch.func.vjp(forward, x, has_aux=True))
     for buffer, value in zip(buffers, updated, strict=True):
         buffer.copy_(value.detach())
-    return y, lambda c: vjp(c)[0]
+    return y, lambda c: vjp(c.to(y.dtype).expand(y.shape))[0]
 
 
 def _identity(c: Tensor) -> Tensor:
@@ -319,6 +324,13 @@ def _arithmetic(target: Any, a: Any, b: Any, y: Tensor, how: Sweep) -> tuple[Pul
 def _like(c: Tensor, operand: Tensor, y: Tensor) -> Tensor:
     """The cotangent summed over what broadcasting repeated."""
     return c if operand.shape == y.shape else c.expand(y.shape).sum_to_size(operand.shape)
+
+
+def submodule(root: nn.Module, path: tuple[str, ...]) -> nn.Module:
+    """The submodule at a path; ``get_submodule`` without its checks, since this is done in every step."""
+    for part in path:
+        root = cast(nn.Module, root._modules[part])
+    return root
 
 
 def _attribute(root: nn.Module, name: str) -> Any:

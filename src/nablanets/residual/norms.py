@@ -1,0 +1,127 @@
+"""Normalising layers: value and pullback, exact or with constant statistics."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+from nablanets.residual.sweep import Pull, Sweep, call, hooked
+
+_aten = torch.ops.aten
+_ONLY_INPUT = [True, False, False]
+
+#: Modules whose outputs have a constant sum; for the first kind under any weights that are constant per channel.
+BATCH_NORMS = (_BatchNorm, _InstanceNorm)
+GROUPED_NORMS = (nn.LayerNorm, nn.GroupNorm, nn.Softmax)
+
+
+def batch_norm(module: _BatchNorm, x: Tensor, how: Sweep) -> tuple[Tensor, Pull]:
+    """Batch statistics couple the samples, and so does the exact pullback in training."""
+    shape = (-1, *[1] * (x.ndim - 2))
+    gamma = None if module.weight is None else how.hold(module.weight)
+    if not (module.training or module.running_var is None):
+        scale = torch.rsqrt(module.running_var + module.eps)
+        scale = (scale if gamma is None else scale * gamma).view(shape)
+        return call(module, x), lambda c: c * scale
+    if hooked(module):
+        dims = [d for d in range(x.ndim) if d != 1]
+        return call(module, x), _normalised(x, dims, module.eps, None if gamma is None else gamma.view(shape), how)
+    y, mean, rate = _batch_statistics(module, x)
+
+    def pull(c: Tensor) -> Tensor:
+        if how.constant_statistics:
+            return c * (rate if gamma is None else rate * gamma).view(shape).to(x.dtype)
+        c = c.to(x.dtype).expand(x.shape).contiguous()
+        statistics = None, None, mean, rate, True, module.eps
+        return _aten.native_batch_norm_backward(c, how.hold(x), gamma, *statistics, _ONLY_INPUT)[0]
+
+    return y, pull
+
+
+def _batch_statistics(module: _BatchNorm, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The value in training, with the mean and 1 / std that it used; running statistics move as in torch."""
+    module._check_input_dim(x)
+    momentum, batches = module.momentum, module.num_batches_tracked if module.training else None
+    if batches is not None:
+        batches.add_(1)
+    if momentum is None:
+        momentum = 0.0 if batches is None else 1 / float(batches)
+    running = (module.running_mean, module.running_var) if module.training else (None, None)
+    return torch.native_batch_norm(x, module.weight, module.bias, *running, True, momentum, module.eps)
+
+
+def layer_norm(module: nn.LayerNorm, x: Tensor, how: Sweep) -> tuple[Tensor, Pull]:
+    """In one fused kernel, or with constant mean and variance."""
+    gamma = None if module.weight is None else how.hold(module.weight)
+    shape = list(module.normalized_shape)
+    frozen = _normalised(x, list(range(-len(shape), 0)), module.eps, gamma, how)
+
+    def pull(c: Tensor) -> Tensor:
+        if how.constant_statistics:
+            return frozen(c)
+        u = how.hold(x)
+        _, mean, rate = torch.native_layer_norm(u.detach(), shape, None, None, module.eps)
+        c = (c if gamma is None else c * gamma).to(u.dtype).expand(u.shape).contiguous()
+        return _aten.native_layer_norm_backward(c, u, shape, mean, rate, None, None, _ONLY_INPUT)[0]
+
+    return call(module, x), pull
+
+
+def group_norm(module: nn.GroupNorm, x: Tensor, how: Sweep) -> tuple[Tensor, Pull]:
+    """Normalised groups of channels; constant statistics optional."""
+    shape = (-1, *[1] * (x.ndim - 2))
+    gamma = None if module.weight is None else how.hold(module.weight).view(shape)
+    groups = x.unflatten(1, (module.num_groups, -1))
+    inner = _normalised(groups, list(range(2, groups.ndim)), module.eps, None, how)
+
+    def pull(c: Tensor) -> Tensor:
+        scaled = (c if gamma is None else c * gamma).expand(x.shape)
+        return inner(scaled.unflatten(1, (module.num_groups, -1))).flatten(1, 2)
+
+    return call(module, x), pull
+
+
+def instance_norm(module: _InstanceNorm, x: Tensor, how: Sweep) -> tuple[Tensor, Pull]:
+    """Normalised channels of each sample."""
+    n = module._get_no_batch_dim() - 1
+    shape = (-1, *[1] * n)
+    gamma = None if module.weight is None else how.hold(module.weight).view(shape)
+    if not module.training and module.running_var is not None:
+        rate = torch.rsqrt(module.running_var + module.eps).view(shape)
+        return call(module, x), lambda c: c * (rate if gamma is None else rate * gamma)
+    return call(module, x), _normalised(x, list(range(-n, 0)), module.eps, gamma, how)
+
+
+def _normalised(x: Tensor, dims: list[int], eps: float, gamma: Tensor | None, how: Sweep) -> Pull:
+    """The pullback of gamma (x - mean) / std over ``dims``."""
+
+    def pull(c: Tensor) -> Tensor:
+        u = how.hold(x.detach() if how.constant_statistics else x)
+        variance, mean = torch.var_mean(u, dim=dims, correction=0, keepdim=True)
+        rate = torch.rsqrt(variance + eps)
+        c = c if gamma is None else c * gamma
+        if how.constant_statistics:
+            return c * rate
+        c, unit = c.expand(x.shape), (u - mean) * rate
+        along = (c * unit).mean(dim=dims, keepdim=True)
+        return rate * (c - c.mean(dim=dims, keepdim=True) - unit * along)
+
+    return pull
+
+
+def softmax(module: nn.Softmax, x: Tensor, how: Sweep) -> tuple[Tensor, Pull]:
+    """p (c - <p, c>), or p c with a constant normaliser."""
+    y = call(module, x)
+    p = how.hold(y.detach() if how.constant_statistics else y)
+
+    def pull(c: Tensor) -> Tensor:
+        weighted = c * p
+        if how.constant_statistics:
+            return weighted
+        return weighted - p * weighted.sum(dim=cast(int, module.dim), keepdim=True)
+
+    return y, pull
