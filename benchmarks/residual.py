@@ -20,7 +20,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from nablanets import GradientResidual
-from nablanets.residual.layer import unit
+from nablanets.residual.skip import unit
 
 
 class Plain(nn.Module):

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from nablanets.errors import InvalidInputError, unknown_name
 from nablanets.residual.elementwise import SLOPES
 from nablanets.residual.norms import BATCH_NORMS, GROUPED_NORMS
-from nablanets.residual.program import Attribute, Program, Slot, Step, read, submodule, vjp_of
+from nablanets.residual.program import Attribute, Program, Slot, Step, submodule, vjp_of
+from nablanets.residual.reading import read
 from nablanets.residual.rules import rule_of
 from nablanets.residual.sweep import Pull, Sweep
 

@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import copy
 import fnmatch
-import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
+from torch import nn
 
 from nablanets.errors import InvalidInputError
 from nablanets.residual.branch import Branch
 from nablanets.residual.find import NO_SUM, Block, Chain, EncoderLayer, blocks_of, square_chains
-from nablanets.residual.layer import GradientSkip
-from nablanets.residual.sweep import Passing
+from nablanets.residual.skip import GradientSkip
+from nablanets.residual.swap import (
+    AttachedSkip,
+    ConvertedBlock,
+    ConvertedEncoderLayer,
+    ConvertedHost,
+    ConvertedLayers,
+    Passed,
+    Swapped,
+    swap,
+)
 
 Where = str | Callable[[str, nn.Module], bool] | None
 
@@ -56,69 +64,6 @@ class ConversionReport:
             for name, reason in self.refused.items():
                 console.print(f"left as it was: {name or 'the model itself'}: {reason}", highlight=False)
         return capture.get()
-
-
-class AttachedSkip(GradientSkip):
-    """A skip inside a converted model; weights from before the conversion load without it."""
-
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
-        if any(key.startswith(prefix) for key in state_dict):
-            super()._load_from_state_dict(state_dict, prefix, *rest)
-
-
-class _Swapped(nn.Module):
-    """What all converted modules share: the class they had, and how they are copied and pickled."""
-
-    gradient_residual: AttachedSkip
-    #: Held in a tuple, since it must not become a submodule.
-    _owner: tuple[nn.Module, ...]
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        mixin, original = type(self).__bases__
-        return _empty, (mixin, original), self.__dict__
-
-    def _added(self, x: Tensor) -> Tensor:
-        """F(x) + skip(x) - x, to which the owner adds x."""
-        y, carried = self.gradient_residual.parts(self._owner[0], x)
-        return y - x if carried is None else y + (carried - x)
-
-
-class ConvertedBlock(_Swapped):
-    """A module whose whole forward is one residual block."""
-
-    _block: Block
-
-    def forward(self, x: Tensor) -> Tensor:
-        block = self._block
-        z = x if block.before is None else block.before.run(self, x)
-        projection = None if block.shortcut is None else functools.partial(block.shortcut.run, self)
-        y = self.gradient_residual(self, z, projection)
-        return y if block.after is None else block.after.run(self, y)
-
-
-class ConvertedHost(_Swapped, Passing):
-    """The child that computes a chain of children and what the gradient residual changes."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self._added(x)
-
-
-class ConvertedLayers(_Swapped, Passing):
-    """The last layer of a chain without a skip, F(x) + skip(x)."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.gradient_residual(self._owner[0], x)
-
-
-class ConvertedEncoderLayer(_Swapped):
-    """An ``nn.TransformerEncoderLayer`` with a gradient residual around its feed-forward part."""
-
-    def _ff_block(self, x: Tensor) -> Tensor:
-        return self._added(x)
-
-
-class Passed(_Swapped, Passing):
-    """A child whose work its chain's host does."""
 
 
 def add_gradient_residuals(
@@ -184,7 +129,7 @@ def remove_gradient_residuals(model: nn.Module) -> int:
     """
     count = 0
     for module in list(model.modules()):
-        if not isinstance(module, _Swapped):
+        if not isinstance(module, Swapped):
             continue
         if isinstance(module, ConvertedEncoderLayer):
             module.activation_relu_or_gelu = module.__dict__.pop("_fast_path")
@@ -208,10 +153,10 @@ def _find(model: nn.Module, where: Where) -> tuple[list[Found], dict[str, str]]:
     refused: dict[str, str] = {}
     chosen = [(name, module) for name, module in model.named_modules() if _matches(where, name, module)]
     for name, module in reversed(chosen):
-        if not any(True for _ in module.children()) or isinstance(module, _Swapped | GradientSkip):
+        if not any(True for _ in module.children()) or isinstance(module, Swapped | GradientSkip):
             continue
         inner = {id(m) for m in module.modules()}
-        if any(id(m) in inner for _, m, _ in found) or any(isinstance(m, _Swapped) for m in module.modules()):
+        if any(id(m) in inner for _, m, _ in found) or any(isinstance(m, Swapped) for m in module.modules()):
             continue
         blocks = blocks_of(module)
         if isinstance(blocks, str):
@@ -250,36 +195,20 @@ def _skip(
 
 def _apply(module: nn.Module, block: Block | Chain | EncoderLayer, skip: AttachedSkip) -> nn.Module:
     if isinstance(block, Block):
-        _swap(module, ConvertedBlock, _block=block)
+        swap(module, ConvertedBlock, _block=block)
         host = module
     elif isinstance(block, EncoderLayer):
-        _swap(module, ConvertedEncoderLayer, _owner=(module,), _fast_path=module.activation_relu_or_gelu)
+        swap(module, ConvertedEncoderLayer, _owner=(module,), _fast_path=module.activation_relu_or_gelu)
         module.activation_relu_or_gelu = 0  # type: ignore[assignment]  # torch's fused kernel knows nothing of the skip
         host = module
     else:
         host = module.get_submodule(block.host)
-        _swap(host, ConvertedHost if block.added else ConvertedLayers, _owner=(module,))
+        swap(host, ConvertedHost if block.added else ConvertedLayers, _owner=(module,))
     for child in () if isinstance(block, Block) else block.passing:
-        _swap(module.get_submodule(child), Passed)
+        swap(module.get_submodule(child), Passed)
     reference = next(iter(module.parameters()), None)
     host.gradient_residual = skip if reference is None else skip.to(reference)
     return host
-
-
-def _swap(module: nn.Module, mixin: Any, **attributes: Any) -> None:
-    original: Any = type(module)
-    module.__class__ = _class(mixin, original)
-    module.__dict__.update(attributes)
-
-
-@functools.cache
-def _class(mixin: Any, original: Any) -> type[nn.Module]:
-    return type(f"{mixin.__name__}{original.__name__}", (mixin, original), {"__module__": original.__module__})
-
-
-def _empty(mixin: Any, original: Any) -> nn.Module:
-    cls = _class(mixin, original)
-    return cls.__new__(cls)
 
 
 def _without_nested_tensors(model: nn.Module, *, allowed: bool) -> None:
@@ -296,4 +225,4 @@ def _without_nested_tensors(model: nn.Module, *, allowed: bool) -> None:
 
 def converted_blocks(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """The converted modules of a model by name."""
-    return ((name, m) for name, m in model.named_modules() if isinstance(m, _Swapped) and not isinstance(m, Passed))
+    return ((name, m) for name, m in model.named_modules() if isinstance(m, Swapped) and not isinstance(m, Passed))

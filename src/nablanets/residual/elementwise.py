@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import operator
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -32,66 +31,21 @@ def _elu(c: Tensor, u: Tensor, y: Tensor, alpha: float = 1.0) -> Tensor:
 
 
 def _gelu(c: Tensor, u: Tensor, y: Tensor, approximate: str = "none") -> Tensor:
-    if approximate == "none" and torch.is_grad_enabled():
-        return _Slope.apply(c, u, "gelu")
     return _aten.gelu_backward(c.expand(u.shape).contiguous(), u, approximate=approximate)  # oneDNN does not broadcast
 
 
 def _silu(c: Tensor, u: Tensor, y: Tensor) -> Tensor:
-    return _Slope.apply(c, u, "silu") if torch.is_grad_enabled() else _aten.silu_backward(c, u)
+    if not torch.is_grad_enabled():
+        return _aten.silu_backward(c, u)
+    sigmoid = torch.sigmoid(u)  # the fused operation has no derivative of its own
+    return c * sigmoid * (1 + u * (1 - sigmoid))
 
 
 def _mish(c: Tensor, u: Tensor, y: Tensor) -> Tensor:
     if not torch.is_grad_enabled():
         return _aten.mish_backward(c, u)
-    t = torch.tanh(F.softplus(u))  # the fused operation has no derivative of its own
+    t = torch.tanh(F.softplus(u))
     return c * (t + u * torch.sigmoid(u) * (1 - t * t))
-
-
-def _gelu_curvature(u: Tensor) -> Tensor:
-    square = u.square()
-    return (2 - square) * torch.exp(square * -0.5) * (2 * math.pi) ** -0.5
-
-
-def _silu_curvature(u: Tensor) -> Tensor:
-    s = torch.sigmoid(u)
-    return s * (1 - s) * (2 + u * (1 - 2 * s))
-
-
-class _Slope(torch.autograd.Function):
-    """c s'(u) with its derivative c s''(u) in closed form, where torch has a slow one or none."""
-
-    generate_vmap_rule = True
-    curvatures: ClassVar = {"gelu": _gelu_curvature, "silu": _silu_curvature}
-
-    @staticmethod
-    def forward(c: Tensor, u: Tensor, name: str) -> Tensor:
-        backward = _aten.gelu_backward if name == "gelu" else _aten.silu_backward
-        return backward(c.expand(u.shape).contiguous(), u)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        c, u, ctx.name = inputs
-        ctx.save_for_backward(c, u)
-        ctx.save_for_forward(c, u)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        (grad,) = grads
-        c, u = ctx.saved_tensors
-        by_c, by_u = ctx.needs_input_grad[:2]
-        bent = grad * c * _Slope.curvatures[ctx.name](u) if by_u else None
-        return _Slope.apply(grad, u, ctx.name).sum_to_size(c.shape) if by_c else None, bent, None
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Tensor:
-        c, u = ctx.saved_tensors
-        result = torch.zeros_like(u)
-        if tangents[0] is not None:
-            result = result + _Slope.apply(tangents[0], u, ctx.name)
-        if tangents[1] is not None:
-            result = result + tangents[1] * c * _Slope.curvatures[ctx.name](u)
-        return result
 
 
 def _softplus(c: Tensor, u: Tensor, y: Tensor, beta: float = 1.0, threshold: float = 20.0) -> Tensor:

@@ -13,7 +13,8 @@ from torch import fx, nn
 
 from nablanets.activations.base import ElementwiseActivation
 from nablanets.residual.elementwise import MODULES, SLOPES
-from nablanets.residual.program import ADD, Program, compile_nodes, graph_of
+from nablanets.residual.program import ADD, Program
+from nablanets.residual.reading import compile_nodes, graph_of
 from nablanets.residual.rules import rule_of
 
 NO_SUM = "no sum of an input and a nonlinear function of it"

@@ -61,7 +61,7 @@ def conv(module: _ConvNd, x: Tensor, how: Sweep) -> tuple[Tensor, Pull]:
 def _spread(
     kernel: Tensor, outputs: Sequence[int], size: list[int], stride: Any, padding: list[int], dilation: Any
 ) -> Tensor:
-    """The transposed convolution of a constant one: for each position the sum of the taps (channels, *k) that hit it."""
+    """The transposed convolution of ones: for each position the sum of the taps (channels, *k) that hit it."""
     for i, length in enumerate(size):
         taps = torch.arange(kernel.shape[1], device=kernel.device).unsqueeze(1)
         reach = torch.arange(length, device=kernel.device) + padding[i] - taps * dilation[i]

@@ -1,14 +1,12 @@
 """What a module's forward computes, as a list of steps that can be run and swept in reverse.
 
-The forward is read with ``torch.fx``, so that structure is found in what a module does, not in what it is called.
-Steps name submodules and parameters and look them up when they run; numbers and branches of a foreign forward are
-those at the time of reading. Leaves without a rule go through ``torch.func.vjp``, each by itself.
+Steps name submodules and parameters and look them up when they run. Leaves without a rule go through
+``torch.func.vjp``, each by itself.
 """
 
 from __future__ import annotations
 
 import functools
-import inspect
 import operator
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -16,8 +14,9 @@ from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
+from nablanets.errors import InvalidInputError
 from nablanets.residual.elementwise import SLOPES, apply_slope
 from nablanets.residual.rules import dropout, rule_of
 from nablanets.residual.sweep import Pull, Sweep, call
@@ -25,12 +24,12 @@ from nablanets.residual.sweep import Pull, Sweep, call
 ADD = {operator.add, operator.iadd, torch.add, "add", "add_"}
 _SUB = {operator.sub, operator.isub, torch.sub, "sub", "sub_"}
 _MUL = {operator.mul, operator.imul, torch.mul, "mul", "mul_"}
-_DIV = {operator.truediv, operator.itruediv, torch.div, "div", "div_"}
-_ARITHMETIC: dict[Any, Callable[[Any, Any], Tensor]] = {
+DIV = {operator.truediv, operator.itruediv, torch.div, "div", "div_"}
+ARITHMETIC: dict[Any, Callable[[Any, Any], Tensor]] = {
     **dict.fromkeys(ADD, operator.add),
     **dict.fromkeys(_SUB, operator.sub),
     **dict.fromkeys(_MUL, operator.mul),
-    **dict.fromkeys(_DIV, operator.truediv),
+    **dict.fromkeys(DIV, operator.truediv),
 }
 
 
@@ -115,143 +114,6 @@ class Program:
             slot = inputs[0]
 
 
-def read(module: nn.Module) -> Program | None:
-    """The program of a module, or None if its forward cannot be read."""
-    graph = graph_of(module)
-    if graph is None:
-        return None
-    first, *nodes = graph.nodes
-    return compile_nodes(module, nodes[:-1], first, nodes[-1].args[0])
-
-
-def graph_of(module: nn.Module, function: Callable[[Any, Any], Any] = call) -> fx.Graph | None:
-    """What ``function(module, x)`` computes with the children as leaves, if it does not depend on ``training``."""
-    mode = module.training
-    graphs = []
-    try:
-        for module.training in (True, False):
-            graphs.append(_Tracer(module).trace(_Call(module, function)))
-    except Exception:  # whatever a foreign forward raises when it sees a symbol instead of a tensor
-        return None
-    finally:
-        module.training = mode
-    first, second = ([_signature(node) for node in graph.nodes] for graph in graphs)
-    return graphs[0] if first == second else None
-
-
-def compile_nodes(root: nn.Module, nodes: Iterable[fx.Node], start: fx.Node, output: Any) -> Program | None:
-    """The program of some nodes of the root's graph, with the value of ``start`` as its input."""
-    builder = _Builder(root)
-    try:
-        slot = builder.add(root, "", nodes, start, output, Slot(0))
-    except _UnknownOperationError:
-        return None
-    return Program(tuple(builder.steps), slot.place)
-
-
-class _UnknownOperationError(Exception):
-    pass
-
-
-class _Call(nn.Module):
-    """Calls a module with one argument: tracing sees no more of its signature."""
-
-    def __init__(self, inner: nn.Module, function: Callable[[Any, Any], Any] = call) -> None:
-        super().__init__()
-        self.inner, self.function = inner, function
-
-    def forward(self, x: Tensor) -> Any:
-        return self.function(self.inner, x)
-
-
-class _Tracer(fx.Tracer):
-    def __init__(self, opened: nn.Module) -> None:
-        super().__init__()
-        self.opened = opened
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return m is not self.opened
-
-
-def _signature(node: fx.Node) -> tuple[Any, ...]:
-    keywords = {k: v for k, v in node.kwargs.items() if not (node.target is F.dropout and k == "training")}
-    return node.op, node.target, str(node.args), str(keywords)
-
-
-class _Builder:
-    """Collects the steps of a graph and, in place of children without a rule, theirs."""
-
-    def __init__(self, root: nn.Module) -> None:
-        self.root = root
-        self.steps: list[Step] = []
-        self.slots = 0
-
-    def add(
-        self, owner: nn.Module, prefix: str, nodes: Iterable[fx.Node], start: fx.Node, output: Any, slot: Slot
-    ) -> Slot:
-        values: dict[fx.Node, Any] = {start: slot}
-        for node in nodes:
-            values[node] = self._node(owner, prefix, node, values)
-        result = values.get(output)
-        if not isinstance(result, Slot):
-            raise _UnknownOperationError
-        return result
-
-    def _node(self, owner: nn.Module, prefix: str, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
-        name = str(node.target).removeprefix("inner.")
-        if node.op == "get_attr":
-            return Attribute(prefix + name)
-        try:
-            arguments = tuple(values[a] if isinstance(a, fx.Node) else a for a in node.args)
-        except KeyError as error:
-            raise _UnknownOperationError from error
-        if node.op == "call_module":
-            return self._module(owner, prefix, name, arguments, node.kwargs)
-        return self._function(prefix, node.target, arguments, dict(node.kwargs))
-
-    def _module(self, owner: nn.Module, prefix: str, name: str, arguments: tuple[Any, ...], keywords: Any) -> Slot:
-        if len(arguments) != 1 or keywords or not isinstance(arguments[0], Slot):
-            raise _UnknownOperationError
-        child = owner.get_submodule(name)
-        if rule_of(child) is None and (graph := graph_of(child)) is not None:
-            before = len(self.steps), self.slots
-            first, *nodes = graph.nodes
-            try:
-                return self.add(child, f"{prefix}{name}.", nodes[:-1], first, nodes[-1].args[0], arguments[0])
-            except _UnknownOperationError:
-                del self.steps[before[0] :]
-                self.slots = before[1]
-        return self._step(prefix + name, arguments, {}, is_module=True)
-
-    def _function(self, prefix: str, target: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Slot:
-        if not (arguments and all(isinstance(a, Slot | Attribute | int | float) for a in arguments)):
-            raise _UnknownOperationError
-        if target is F.dropout and "training" in keywords and isinstance(arguments[0], Slot) and len(arguments) == 1:
-            return self._step(target, arguments, {"p": keywords.get("p", 0.5), "owner": prefix.removesuffix(".")})
-        if target in _ARITHMETIC and len(arguments) == 2 and not keywords and _smooth(target, arguments):
-            return self._step(target, arguments, {})
-        if target in SLOPES and isinstance(arguments[0], Slot):
-            if len(arguments) > 1:
-                bound = inspect.signature(target).bind(*arguments, **keywords).arguments
-                keywords = {k: v for k, v in bound.items() if v is not arguments[0]}
-            keywords.pop("inplace", None)
-            return self._step(target, arguments[:1], keywords)
-        raise _UnknownOperationError
-
-    def _step(
-        self, target: Any, arguments: tuple[Any, ...], keywords: dict[str, Any], *, is_module: bool = False
-    ) -> Slot:
-        self.slots += 1
-        self.steps.append(Step(target, arguments, self.slots, keywords, is_module))
-        return Slot(self.slots)
-
-
-def _smooth(target: Any, arguments: tuple[Any, ...]) -> bool:
-    """Whether the rule of an arithmetic operation covers these arguments."""
-    active = [isinstance(a, Slot) for a in arguments]
-    return any(active) and (target not in _DIV or active == [True, False])
-
-
 def _evaluate(step: Step, root: nn.Module, values: dict[int, Tensor], how: Sweep) -> tuple[Tensor, tuple[Pull, ...]]:
     if step.is_module:
         y, pull = pull_through(submodule(root, step.path), values[step.inputs[0]], how)
@@ -266,7 +128,7 @@ def _evaluate(step: Step, root: nn.Module, values: dict[int, Tensor], how: Sweep
         return y, (pull,)
     if step.target in SLOPES:
         return _elementwise(step, arguments[0], how)
-    y = _ARITHMETIC[step.target](*arguments)
+    y = ARITHMETIC[step.target](*arguments)
     pulls = _arithmetic(step.target, arguments[0], arguments[1], y, how)
     return y, tuple(pull for pull, a in zip(pulls, step.arguments, strict=True) if isinstance(a, Slot))
 
@@ -282,9 +144,9 @@ def pull_through(module: nn.Module, x: Tensor, how: Sweep) -> tuple[Tensor, Pull
 def vjp_of(module: nn.Module, x: Tensor) -> tuple[Tensor, Pull]:
     """The value and pullback of any module by ``torch.func.vjp``; buffers that it updates are updated once."""
     if not (module.training and any(True for _ in module.buffers())):
-        y, vjp = cast(Any, torch.func.vjp(lambda t: call(module, t), x))
+        y, vjp = _vjp(lambda t: call(module, t), x)
         return y, lambda c: vjp(c.to(y.dtype).expand(y.shape))[0]
-    module = _Call(module)
+    module = _Original(module)
     names, buffers = zip(*module.named_buffers(), strict=True)
 
     def forward(t: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -292,10 +154,33 @@ def vjp_of(module: nn.Module, x: Tensor) -> tuple[Tensor, Pull]:
         value: Tensor = torch.func.functional_call(module, copies, (t,))
         return value, tuple(copies.values())
 
-    y, vjp, updated = cast(Any, torch.func.vjp(forward, x, has_aux=True))
+    y, vjp, updated = _vjp(forward, x, has_aux=True)
     for buffer, value in zip(buffers, updated, strict=True):
         buffer.copy_(value.detach())
     return y, lambda c: vjp(c.to(y.dtype).expand(y.shape))[0]
+
+
+class _Original(nn.Module):
+    """A module as one with a forward that computes its value, also if it hands its input on now."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        return call(self.inner, x)
+
+
+def _vjp(function: Callable[[Tensor], Any], x: Tensor, **settings: bool) -> Any:
+    try:
+        return torch.func.vjp(function, x, **settings)
+    except RuntimeError as error:
+        if "saved tensor hooks" not in str(error):
+            raise
+        raise InvalidInputError(
+            "GradientResidual: part of this block has no closed form, and torch.func.vjp does not run under "
+            "checkpoint(..., use_reentrant=False). Use use_reentrant=True, or layers with a closed form."
+        ) from error
 
 
 def _identity(c: Tensor) -> Tensor:
