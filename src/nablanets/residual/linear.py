@@ -37,7 +37,7 @@ def conv(module: _ConvNd, x: Tensor, how: Sweep) -> tuple[Tensor, Pull]:
     if module.padding == "same":
         pads = [(t // 2, t - t // 2) for t in total]
     else:
-        pads = [(0, 0) if module.padding == "valid" else (int(p), int(p)) for p in module.padding]
+        pads = [(0, 0)] * n if module.padding == "valid" else [(int(p), int(p)) for p in module.padding]
     direct = module.padding_mode == "zeros" and all(left == right for left, right in pads)
     padded = [size if direct else size + left + right for size, (left, right) in zip(x.shape[-n:], pads, strict=True)]
     padding = [left if direct else 0 for left, _ in pads]
