@@ -162,7 +162,9 @@ class PreActivated(nn.Module):
     def __init__(self):
         super().__init__()
         self.norm, self.conv = nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3, padding=1)
-        self.squeeze = nn.Sequential(nn.Conv2d(4, 2, 1), nn.ReLU(), nn.Conv2d(2, 2, 3, padding=1), nn.ReLU(inplace=True))
+        self.squeeze = nn.Sequential(
+            nn.Conv2d(4, 2, 1), nn.ReLU(), nn.Conv2d(2, 2, 3, padding=1), nn.ReLU(inplace=True)
+        )
         self.expand = nn.Conv2d(2, 4, 1)
 
     def forward(self, x):
@@ -228,7 +230,9 @@ def test_probes(probe, stop_gradient):
     ):
         closed = not isinstance(block, Unreadable)
         settings = {} if closed else {"channels": 4}
-        check(block, torch.randn(shape, dtype=DTYPE), stop_gradient=stop_gradient, probe=probe, closed=closed, **settings)
+        check(
+            block, torch.randn(shape, dtype=DTYPE), stop_gradient=stop_gradient, probe=probe, closed=closed, **settings
+        )
 
 
 def test_learned_probe_under_stop_gradient_learns_alone():

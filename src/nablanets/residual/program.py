@@ -6,7 +6,6 @@ Steps name submodules and parameters and look them up when they run. Leaves with
 
 from __future__ import annotations
 
-import functools
 import operator
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -47,23 +46,22 @@ class Attribute(NamedTuple):
 
 @dataclass(frozen=True)
 class Step:
-    """One operation: a submodule by name, or a function."""
+    """One operation: a submodule by name, or a function.
+
+    ``inputs`` are the slots that it reads, ``path`` the parts of the submodule's name.
+    """
 
     target: Any
     arguments: tuple[Any, ...]
     slot: int
     keywords: Mapping[str, Any] = field(default_factory=dict)
     is_module: bool = False
+    inputs: tuple[int, ...] = field(init=False)
+    path: tuple[str, ...] = field(init=False)
 
-    @functools.cached_property
-    def inputs(self) -> tuple[int, ...]:
-        """The slots that it reads."""
-        return tuple(a.place for a in self.arguments if isinstance(a, Slot))
-
-    @functools.cached_property
-    def path(self) -> tuple[str, ...]:
-        """The parts of a submodule's name."""
-        return tuple(self.target.split("."))
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "inputs", tuple(a.place for a in self.arguments if isinstance(a, Slot)))
+        object.__setattr__(self, "path", tuple(self.target.split(".")) if self.is_module else ())
 
 
 @dataclass(frozen=True)

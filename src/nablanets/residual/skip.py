@@ -64,6 +64,7 @@ class GradientSkip(nn.Module):
             )
         self._add_gate(alpha, learn_alpha=learn_alpha, per_channel=per_channel)
         self._add_probe(probe)
+        self.learns_probe = isinstance(self.probe, nn.Parameter)
         self._probed = skip not in _WITH_GRADIENT or branch.structure_is_known(root)
         self._check(root)
         if self.learns_probe and stop_gradient and not branch.closed(root):
@@ -71,10 +72,6 @@ class GradientSkip(nn.Module):
                 "GradientResidual: a learned probe under stop_gradient=True needs a closed form for every layer of the "
                 "block, which this one has not. Set stop_gradient=False, or probe='random'."
             )
-
-    @property
-    def learns_probe(self) -> bool:
-        return isinstance(self.probe, nn.Parameter)
 
     def gate(self) -> Tensor:
         """s(alpha), a scalar or one number per channel."""
@@ -160,7 +157,7 @@ class GradientSkip(nn.Module):
         if normalize == "none":
             return []
         if self.channel_dim == -1:
-            positions = list(range(1 - x.ndim + 1, -1)) if x.ndim > 2 else []
+            positions = list(range(1 - x.ndim, -1))
         else:
             positions = list(range(self.channel_dim + 1, 0))
         if normalize == "channel" and not positions:

@@ -1,0 +1,353 @@
+"""Gradient residual layers: settings, arms, refusals, and everything that torch can do with a module."""
+
+from __future__ import annotations
+
+import copy
+import math
+import pickle
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+from torch.utils.checkpoint import checkpoint
+
+from nablanets import GradientResidual
+from nablanets.errors import InvalidInputError, NablaError, ShapeError, UnknownNameError
+from nablanets.residual import ConstantSumError
+from nablanets.residual.skip import SKIPS, unit
+from tests.residual_models import UnreadableNorm
+
+
+def mlp():
+    return nn.Sequential(nn.Linear(4, 8), nn.SiLU(), nn.Linear(8, 4))
+
+
+def conv():
+    return nn.Sequential(nn.Conv2d(4, 6, 3, padding=1), nn.GELU(), nn.Conv2d(6, 4, 3, padding=1))
+
+
+def norm_conv():
+    first, second = nn.Conv2d(4, 4, 3, padding=1, bias=False), nn.Conv2d(4, 4, 3, padding=1, bias=False)
+    return nn.Sequential(first, nn.BatchNorm2d(4), nn.ReLU(inplace=True), second, nn.BatchNorm2d(4))
+
+
+def test_arms_are_what_they_say():
+    torch.manual_seed(0)
+    block, x, s = mlp(), torch.randn(5, 4), torch.sigmoid(torch.tensor(0.7))
+    out = {skip: GradientResidual(block, 0.7, skip=skip, normalize="none") for skip in SKIPS}
+    y, g = block(x), out["gradient"].gradient(x)
+    r = out["random"].vector
+    size = g.norm(dim=-1, keepdim=True)
+    expected = {
+        "gradient": (1 - s) * x + s * g, "pure": g, "added": s * g, "identity": x, "none": 0 * x, "scalar": x,
+        "damped": (1 - s) * x, "random": (1 - s) * x + s * r, "magnitude": (1 - s) * x + s * size * x / x.norm(dim=-1, keepdim=True),
+    }  # fmt: skip
+    assert set(expected) == set(SKIPS)
+    for skip, layer in out.items():
+        assert_close(layer(x), y + expected[skip])
+    with torch.no_grad():
+        out["scalar"].scale.fill_(3.0)
+    assert_close(out["scalar"](x), y + 3 * x)
+
+
+def test_random_vector_is_fixed_and_normalised_like_g():
+    layer, x = GradientResidual(mlp(), math.inf, skip="random"), torch.randn(5, 4)
+    carried = layer(x) - layer.block(x)
+    assert_close(carried, carried[:1].expand(5, 4))
+    assert_close(carried.norm(dim=-1), torch.ones(5))
+    assert "vector" in layer.state_dict()
+
+
+@pytest.mark.parametrize(
+    ("normalize", "shape", "dims"),
+    [
+        ("position", (2, 4, 5, 6), (1,)), ("sample", (2, 4, 5, 6), (1, 2, 3)), ("channel", (2, 4, 5, 6), (2, 3)),
+        ("sample", (4, 5, 6), (0, 1, 2)), ("position", (2, 3, 4), (2,)), ("sample", (2, 3, 4), (1, 2)),
+        ("channel", (2, 3, 4), (1,)), ("sample", (2, 4), (1,)), ("sample", (4,), (0,)),
+    ],
+)  # fmt: skip
+def test_axes_of_the_norm(normalize, shape, dims):
+    block = conv() if shape[-1] == 6 else mlp()
+    layer = GradientResidual(block, skip="pure", normalize=normalize)
+    x = torch.randn(shape)
+    direction = layer(x) - block(x)
+    g = layer.gradient(x)
+    assert_close(direction, g / g.square().sum(dim=dims, keepdim=True).sqrt(), rtol=1e-4, atol=1e-5)
+
+
+def test_norm_over_positions_needs_positions():
+    with pytest.raises(InvalidInputError, match="Use 'position'"):
+        GradientResidual(mlp(), normalize="channel")(torch.randn(3, 4))
+
+
+@pytest.mark.parametrize("stop_gradient", [True, False])
+@pytest.mark.parametrize("normalize", ["position", "sample", "none"])
+def test_zero_gradient_is_safe(stop_gradient, normalize):
+    block = mlp()
+    for p in block.parameters():
+        nn.init.zeros_(p)
+    layer = GradientResidual(block, stop_gradient=stop_gradient, normalize=normalize)
+    x = torch.randn(3, 4, requires_grad=True)
+    y = layer(x)
+    assert_close(y, x / 2)
+    y.sum().backward()
+    assert all(bool(torch.isfinite(t.grad).all()) for t in (x, *layer.parameters()))
+    assert_close(x.grad, torch.full_like(x, 0.5))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_unit_norm_of_tiny_and_large_gradients(dtype):
+    g = torch.tensor([[3.0, 4.0], [0.0, 0.0], [3e-12, 4e-12], [3e15, 4e15]], dtype=dtype)
+    expected = torch.tensor([[0.6, 0.8], [0.0, 0.0], [0.6, 0.8], [0.6, 0.8]], dtype=dtype)
+    for wanted in (False, True):
+        assert_close(unit(g.clone().requires_grad_(wanted), [1]).detach(), expected)
+
+
+def test_alpha_per_block_per_channel_shared_and_fixed():
+    x = torch.randn(2, 4, 5, 5)
+    assert GradientResidual(conv()).alpha.shape == ()
+    layer = GradientResidual(conv(), -1.0, per_channel=True)
+    assert layer.alpha.shape == (4,)
+    layer(x).sum().backward()
+    assert bool((layer.alpha.grad != 0).all())
+    with torch.no_grad():
+        layer.alpha[1:] = -math.inf
+    assert_close((layer(x) - layer.block(x))[:, 1:], x[:, 1:])
+    assert GradientResidual(mlp(), torch.tensor([1.0, 2.0, 3.0, 4.0])).alpha.tolist() == [1, 2, 3, 4]
+
+    shared = nn.Parameter(torch.tensor(-1.0))
+    stack = nn.Sequential(GradientResidual(mlp(), shared), GradientResidual(mlp(), shared))
+    assert sum(p is shared for p in stack.parameters()) == 1
+    stack(torch.randn(3, 4)).sum().backward()
+    assert shared.grad != 0
+
+    class Schedule(nn.Module):
+        value = -2.0
+
+        def forward(self):
+            return torch.tensor(self.value)
+
+    scheduled = GradientResidual(mlp(), Schedule())
+    assert_close(scheduled.gate(), torch.sigmoid(torch.tensor(-2.0)))
+    fixed = GradientResidual(mlp(), 3.0, learn_alpha=False)
+    assert "alpha" in fixed.state_dict() and not any(name == "alpha" for name, _ in fixed.named_parameters())
+
+
+def test_without_gradient_is_the_plain_residual_block():
+    for block, x in ((mlp(), torch.randn(3, 4)), (conv(), torch.randn(2, 4, 5, 5))):
+        assert torch.equal(GradientResidual(block, -math.inf)(x), block(x) + x)
+
+
+def test_projection_and_wrong_shapes():
+    block, x = nn.Sequential(nn.Conv2d(4, 6, 3, 2, 1), nn.ReLU(), nn.Conv2d(6, 6, 3, 1, 1)), torch.randn(2, 4, 8, 8)
+    with pytest.raises(ShapeError, match="Give a projection"):
+        GradientResidual(block)(x)
+    layer = GradientResidual(block, projection=nn.Conv2d(4, 6, 1, 2))
+    s, g = layer.gate(), unit(layer.gradient(x), [1])
+    assert_close(layer(x), block(x) + layer.projection((1 - s) * x + s * g))
+
+
+@pytest.mark.parametrize(
+    "tail",
+    [
+        nn.BatchNorm1d(4), nn.LayerNorm(4), nn.GroupNorm(2, 4), nn.Softmax(dim=-1), nn.InstanceNorm1d(4),
+        nn.Sequential(nn.LayerNorm(4), nn.Dropout(0.1), nn.Identity()),
+    ],
+    ids=lambda m: type(m).__name__,
+)  # fmt: skip
+def test_constant_output_sums_are_refused_with_remedies(tail):
+    block = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 4), tail)
+    for probe in ("ones", "learned"):
+        with pytest.raises(ConstantSumError, match="norm='before'.*norm='constant'"):
+            GradientResidual(block, probe=probe)
+    x = torch.randn(6, 4)
+    for norm in ("before", "constant"):
+        layer = GradientResidual(block, norm=norm, stop_gradient=False)
+        g = layer.gradient(x) if not isinstance(tail, nn.InstanceNorm1d) else layer.gradient(torch.randn(2, 4, 4))
+        assert g.abs().max() > 1e-3
+    for skip in ("identity", "damped", "none", "scalar"):
+        GradientResidual(block, skip=skip)  # needs no gradient
+
+
+def test_remedies_are_what_they_say():
+    block, x = norm_conv().double(), torch.randn(3, 4, 6, 6, dtype=torch.float64)
+    with torch.no_grad():
+        for norm in (block[1], block[4]):
+            norm.weight.uniform_(0.5, 2)
+    g = GradientResidual(copy.deepcopy(block), norm="before").double().gradient(x)
+    assert_close(g, torch.func.grad(lambda t: copy.deepcopy(block)[:4](t).sum())(x.clone().requires_grad_()))
+
+    g = GradientResidual(copy.deepcopy(block), norm="constant").double().gradient(x)
+    frozen, t = copy.deepcopy(block), x
+    with torch.no_grad():
+        for i, layer in enumerate(frozen):
+            if i in (1, 4):
+                variance, mean = torch.var_mean(t, dim=(0, 2, 3), correction=0)
+                layer.eval().running_mean.copy_(mean), layer.running_var.copy_(variance)
+            t = layer(t)
+    assert_close(g, torch.func.grad(lambda t: frozen(t.clone()).sum())(x))
+
+
+def test_batch_norm_is_refused_only_where_it_uses_the_batch():
+    layer = GradientResidual(norm_conv().eval())
+    x = torch.randn(3, 4, 6, 6)
+    layer.eval()
+    layer(x)
+    with pytest.raises(ConstantSumError, match="BatchNorm2d"):
+        layer.train()(x)
+
+
+def test_random_probe_makes_layer_norm_legal_but_not_batch_norm():
+    linear = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 4))
+    layer = GradientResidual(nn.Sequential(linear, nn.LayerNorm(4)), probe=torch.tensor([1.0, -1.0, 1.0, 1.0]))
+    assert layer.gradient(torch.randn(3, 4)).abs().max() > 1e-3
+    with pytest.raises(ConstantSumError):
+        GradientResidual(nn.Sequential(linear, nn.BatchNorm1d(4)), probe="random")
+
+
+def test_unknown_structures_are_tried_at_the_first_call():
+    layer, x = GradientResidual(UnreadableNorm(4)), torch.randn(6, 4)
+    state = torch.get_rng_state()
+    with pytest.raises(ConstantSumError, match=r"\|J\^T 1\| is .* of \|J\^T r\|"):
+        layer(x)
+    assert torch.equal(state, torch.get_rng_state())
+    with torch.no_grad():
+        layer.block.gain.copy_(torch.tensor([1.0, 2.0, 3.0, 4.0]))
+    layer(x)
+    with pytest.raises(InvalidInputError, match="whose forward can be read"):
+        GradientResidual(UnreadableNorm(4), norm="constant")
+
+
+def test_wrong_settings_are_explained():
+    for settings, message in (
+        ({"skip": "gradent"}, "gradient"), ({"normalize": "pixel"}, "position"), ({"probe": "one"}, "ones"),
+        ({"norm": "exat"}, "exact"),
+    ):  # fmt: skip
+        with pytest.raises(UnknownNameError, match=message):
+            GradientResidual(mlp(), **settings)
+    with pytest.raises(InvalidInputError, match="counted from the end"):
+        GradientResidual(mlp(), channel_dim=1)
+    with pytest.raises(InvalidInputError, match="channels="):
+        GradientResidual(UnreadableNorm(4), probe="random")
+    with pytest.raises(InvalidInputError, match="stop_gradient=False"):
+        GradientResidual(nn.Sequential(nn.Linear(4, 4), nn.PReLU(), nn.Linear(4, 4)), probe="learned")
+    for error in (ConstantSumError, UnknownNameError):
+        assert issubclass(error, NablaError)
+
+
+def test_replaced_submodules_are_found():
+    """Adapters replace layers by others of the same name; the closed form must follow."""
+    layer, x = GradientResidual(mlp()), torch.randn(3, 4)
+    layer.block[0] = nn.Sequential(nn.Linear(4, 8), nn.Tanh())
+    jacobian = torch.func.vmap(torch.func.jacrev(layer.block))(x)
+    assert_close(layer.gradient(x), jacobian.sum(dim=1))
+
+
+def test_hooks_and_parametrisations_are_honoured():
+    block, x, seen = mlp(), torch.randn(3, 4), []
+    nn.utils.parametrizations.weight_norm(block[0])
+    nn.utils.parametrizations.spectral_norm(block[2])
+    layer = GradientResidual(block).eval()
+    block[0].register_forward_hook(lambda module, args, output: seen.append(output.shape))
+    jacobian = torch.func.vmap(torch.func.jacrev(block))(x)
+    seen.clear()
+    assert_close(layer.gradient(x), jacobian.sum(dim=1))
+    assert seen == [torch.Size([3, 8])]
+
+
+CASES = {
+    "mlp": (lambda **k: GradientResidual(mlp(), **k), (3, 4)),
+    "conv": (lambda **k: GradientResidual(conv(), **k), (2, 4, 6, 6)),
+    "norms": (lambda **k: GradientResidual(norm_conv(), norm="constant", **k), (2, 4, 6, 6)),
+    "before": (lambda **k: GradientResidual(norm_conv(), norm="before", **k), (2, 4, 6, 6)),
+    "learned": (lambda **k: GradientResidual(mlp(), probe="learned", per_channel=True, **k), (3, 4)),
+    "leaf": (lambda **k: GradientResidual(nn.Sequential(nn.Linear(4, 8), nn.PReLU(), nn.Linear(8, 4)), **k), (3, 4)),
+}
+
+
+def build(case, stop_gradient):
+    constructor, shape = CASES[case]
+    return constructor(stop_gradient=stop_gradient), torch.randn(shape)
+
+
+def gradients(net, call, x):
+    net.zero_grad()
+    y = call(x)
+    y.square().sum().backward()
+    return y, [p.grad.clone() for p in net.parameters()]
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("stop_gradient", [True, False])
+def test_what_torch_does_with_modules(case, stop_gradient):
+    layer, x = build(case, stop_gradient)
+    layer(x)
+    twin = copy.deepcopy(layer)
+    reference = gradients(layer, layer, x)
+    assert all(bool((g != 0).any()) for (name, _), g in zip(layer.named_parameters(), reference[1], strict=True)), case
+    assert_close(gradients(twin, twin, x), reference)
+    state = copy.deepcopy(layer.state_dict())
+
+    for other in (pickle.loads(pickle.dumps(layer)), build(case, stop_gradient)[0]):
+        other.load_state_dict(state)
+        layer.load_state_dict(state)
+        assert_close(gradients(other, other, x), gradients(layer, layer, x))
+    layer.load_state_dict(state)
+    leaf = case == "leaf"
+    rerun = gradients(layer, lambda t: checkpoint(layer, t.requires_grad_(), use_reentrant=leaf), x.clone())
+    assert_close(rerun, reference)
+
+    layer.eval()
+    y = layer(x)
+    before = x.clone(), torch.get_rng_state(), copy.deepcopy(layer.state_dict())
+    with torch.inference_mode():
+        assert_close(layer(x), y)
+    with torch.no_grad():
+        assert_close(layer(x), y)
+    assert torch.equal(before[0], x) and torch.equal(before[1], torch.get_rng_state())
+    assert all(torch.equal(a, b) for a, b in zip(before[2].values(), layer.state_dict().values(), strict=True))
+    assert_close(torch.vmap(layer)(torch.stack([x, 2 * x])), torch.stack([y, layer(2 * x)]))
+    by_function = torch.func.grad(lambda p: torch.func.functional_call(layer, p, (x,)).square().sum())
+    expected = gradients(layer, layer, x)[1]
+    assert_close(list(by_function(dict(layer.named_parameters())).values()), expected)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = gradients(layer, lambda t: layer(t).float(), x)
+    assert_close(mixed[0], y.float(), rtol=0.1, atol=0.1)
+    assert all(bool(torch.isfinite(g).all()) for g in mixed[1])
+    half = copy.deepcopy(layer).bfloat16()
+    assert half(x.bfloat16()).dtype == torch.bfloat16
+    assert_close(layer.double()(x.double()).float(), y, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("stop_gradient", [True, False])
+def test_compiles_in_training_without_graph_breaks(case, stop_gradient):
+    torch._dynamo.reset()
+    layer, x = build(case, stop_gradient)
+    state = copy.deepcopy(layer.state_dict())
+    compiled = gradients(layer, torch.compile(layer, fullgraph=True, backend="aot_eager"), x)
+    layer.load_state_dict(state)
+    assert_close(compiled, gradients(layer, layer, x))
+
+
+@pytest.mark.parametrize("stop_gradient", [True, False])
+def test_exports(stop_gradient):
+    layer, x = build("conv", stop_gradient)
+    assert_close(torch.export.export(layer, (x,)).module()(x), layer(x))
+
+
+@pytest.mark.parametrize("stop_gradient", [True, False])
+def test_channels_last_is_kept(stop_gradient):
+    for case in ("conv", "norms"):
+        layer, x = build(case, stop_gradient)
+        layer, x = layer.to(memory_format=torch.channels_last), x.to(memory_format=torch.channels_last)
+        assert layer(x).is_contiguous(memory_format=torch.channels_last)
+        assert layer.gradient(x).is_contiguous(memory_format=torch.channels_last)
+
+
+def test_samples_are_independent_of_each_other():
+    for block, x in ((mlp(), torch.randn(5, 4)), (conv(), torch.randn(3, 4, 6, 6))):
+        layer = GradientResidual(block)
+        assert_close(layer(x)[1:2], layer(x[1:2]))
+        assert_close(torch.vmap(layer)(x), layer(x))
