@@ -159,7 +159,7 @@ def test_projection_and_wrong_shapes():
 def test_constant_output_sums_are_refused_with_remedies(tail):
     block = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 4), tail)
     for probe in ("ones", "learned"):
-        with pytest.raises(ConstantSumError, match="norm='before'.*norm='constant'"):
+        with pytest.raises(ConstantSumError, match=r"norm='before'.*norm='constant'"):
             GradientResidual(block, probe=probe)
     x = torch.randn(6, 4)
     for norm in ("before", "constant"):

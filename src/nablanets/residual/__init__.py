@@ -2,12 +2,22 @@
 
 from nablanets.residual.branch import ConstantSumError
 from nablanets.residual.convert import ConversionReport, add_gradient_residuals, remove_gradient_residuals
+from nablanets.residual.diagnostics import (
+    LayerStatistics,
+    ResidualHistory,
+    neighbour_cosines,
+    residual_statistics,
+)
 from nablanets.residual.layer import GradientResidual
 
 __all__ = [
     "ConstantSumError",
     "ConversionReport",
     "GradientResidual",
+    "LayerStatistics",
+    "ResidualHistory",
     "add_gradient_residuals",
+    "neighbour_cosines",
     "remove_gradient_residuals",
+    "residual_statistics",
 ]

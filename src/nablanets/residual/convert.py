@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import fnmatch
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -221,8 +221,3 @@ def _without_nested_tensors(model: nn.Module, *, allowed: bool) -> None:
                 module.use_nested_tensor = False
             elif "_nested" in module.__dict__:
                 module.use_nested_tensor = module.__dict__.pop("_nested")
-
-
-def converted_blocks(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The converted modules of a model by name."""
-    return ((name, m) for name, m in model.named_modules() if isinstance(m, Swapped) and not isinstance(m, Passed))

@@ -59,20 +59,14 @@ def blocks_of(module: nn.Module) -> list[Block | Chain | EncoderLayer] | str:
     graph = graph_of(module)
     if graph is None:
         return "its forward cannot be read: it branches, or needs more than one argument"
-    found: list[Block | Chain | EncoderLayer] = []
-    reasons = []
-    for add in graph.nodes:
-        residual = _residual(module, add)
-        if residual is None:
-            continue
-        block = _block(module, graph, residual) or _chain(module, graph, residual)
-        if block is None:
-            reasons.append(f"the sum {add.name!r} has a branch or surroundings with operations that are not known")
-        else:
-            found.append(block)
-    if sum(isinstance(block, Block) for block in found) > 1:
-        return "its forward has several residual sums that cannot be converted separately"
-    return found or "; ".join(reasons) or NO_SUM
+    residuals = [found for node in graph.nodes if (found := _residual(module, node)) is not None]
+    single = len(residuals) == 1
+    blocks = [(single and _block(module, graph, found)) or _chain(module, graph, found) for found in residuals]
+    converted: list[Block | Chain | EncoderLayer] = [block for block in blocks if block is not None]
+    if converted or not residuals:
+        return converted or NO_SUM
+    names = ", ".join(repr(found.add.name) for found in residuals)
+    return f"the branch or the surroundings of the sum {names} have operations that are not known"
 
 
 def square_chains(module: nn.Sequential) -> list[Block | Chain | EncoderLayer]:

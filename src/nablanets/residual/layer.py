@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from nablanets.residual.branch import Branch, Norm
-from nablanets.residual.skip import GradientSkip, Normalize, Probe, Skip
+from nablanets.residual.skip import GradientSkip, Normalize, Probe, Skip, joined
 
 
 class GradientResidual(GradientSkip):
@@ -92,4 +92,4 @@ class GradientResidual(GradientSkip):
         return super().gradient(self.block, x)
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
-        return super().forward(self.block, x, self.projection)
+        return joined(*super().forward(self.block, x), self.projection)

@@ -82,20 +82,7 @@ class GradientSkip(nn.Module):
         """g(x) = J_F(x)^T v, of the shape of x."""
         return self._linearised(root, x)[1]
 
-    def forward(self, root: nn.Module, x: Tensor, projection: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-        """F(x) + P(skip(x))."""
-        y, carried = self.parts(root, x)
-        if carried is None:
-            return y
-        carried = carried if projection is None else projection(carried)
-        if y.shape != carried.shape:
-            raise ShapeError(
-                f"GradientResidual: expected a block that keeps the shape {tuple(carried.shape)} of its skip, but its "
-                f"output has {tuple(y.shape)}. Give a projection: a module from the input's shape to the output's."
-            )
-        return y + carried
-
-    def parts(self, root: nn.Module, x: Tensor) -> tuple[Tensor, Tensor | None]:
+    def forward(self, root: nn.Module, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """F(x) and skip(x), None for no skip."""
         if self.skip in _WITH_GRADIENT:
             y, g = self._linearised(root, x)
@@ -156,10 +143,8 @@ class GradientSkip(nn.Module):
             return [self.channel_dim]
         if normalize == "none":
             return []
-        if self.channel_dim == -1:
-            positions = list(range(1 - x.ndim, -1))
-        else:
-            positions = list(range(self.channel_dim + 1, 0))
+        last = self.channel_dim == -1
+        positions = list(range(1 - x.ndim, -1) if last else range(self.channel_dim + 1, 0))
         if normalize == "channel" and not positions:
             raise InvalidInputError(
                 f"GradientResidual: normalize='channel' runs over positions, but an input of shape {tuple(x.shape)} "
@@ -217,6 +202,19 @@ class GradientSkip(nn.Module):
                 "Give channels=..., and channel_dim=... if they are not in the last dimension."
             )
         return channels
+
+
+def joined(y: Tensor, carried: Tensor | None, projection: Callable[[Tensor], Tensor] | None) -> Tensor:
+    """F(x) + P(skip(x))."""
+    if carried is None:
+        return y
+    carried = carried if projection is None else projection(carried)
+    if y.shape != carried.shape:
+        raise ShapeError(
+            f"GradientResidual: expected a block that keeps the shape {tuple(carried.shape)} of its skip, but its "
+            f"output has {tuple(y.shape)}. Give a projection: a module from the input's shape to the output's."
+        )
+    return y + carried
 
 
 def unit(g: Tensor, dims: list[int]) -> Tensor:
