@@ -33,6 +33,7 @@ benchmark: $(DONE)
 	$(BIN)/python benchmarks/maps.py
 	$(BIN)/python benchmarks/calculus.py
 	$(BIN)/python benchmarks/many.py
+	$(BIN)/python benchmarks/residual.py
 
 clean:
 	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -15,12 +15,11 @@ import time
 from collections.abc import Callable
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 
 from nablanets import GradientResidual
 from nablanets.residual.skip import unit
+from timing import QUICK, one_thread, print_table
 
 
 class Plain(nn.Module):
@@ -136,8 +135,12 @@ def inference(net: nn.Module, x: Tensor) -> None:
         net(x)
 
 
-def compare(name: str, rounds: int) -> Table:
-    build, shape, norm = BLOCKS[name]
+def ratio(times: dict[str, float], name: str) -> str:
+    return f"{times[name] / times['plain']:.2f}"
+
+
+def compare(block: str, rounds: int) -> None:
+    build, shape, norm = BLOCKS[block]
     torch.manual_seed(0)
     x = torch.randn(shape, requires_grad=True)
     nets = variants(build(), -1 if len(shape) == 2 else -3, norm)
@@ -145,20 +148,18 @@ def compare(name: str, rounds: int) -> Table:
     for net in nets.values():
         net.eval()
     forward = measure({k: lambda net=net: inference(net, x) for k, net in nets.items()}, rounds)
-    table = Table(title=f"{name}, input {tuple(shape)}" + ("" if norm == "exact" else f", norm={norm!r}"))
-    for title in ("variant", "training step [ms]", "ratio", "inference [ms]", "ratio"):
-        table.add_column(title, justify="left" if title == "variant" else "right")
-    for k in nets:
-        ratios = step[k] / step["plain"], forward[k] / forward["plain"]
-        table.add_row(k, f"{1e3 * step[k]:.2f}", f"{ratios[0]:.2f}", f"{1e3 * forward[k]:.2f}", f"{ratios[1]:.2f}")
-    return table
+    rows = [
+        (name, *(text for times in (step, forward) for text in (f"{1e3 * times[name]:.2f}", ratio(times, name))))
+        for name in nets
+    ]
+    title = f"{block}, input {tuple(shape)}" + ("" if norm == "exact" else f", norm={norm!r}")
+    print_table(title, ("variant", "training step [ms]", "ratio", "inference [ms]", "ratio"), rows)
 
 
 def main() -> None:
-    torch.set_num_threads(1)
-    arguments = [a for a in sys.argv[1:] if not a.startswith("--")]
-    for name in arguments or BLOCKS:
-        Console(width=100).print(compare(name, 12 if "--quick" in sys.argv else 80))
+    one_thread()
+    for name in [a for a in sys.argv[1:] if not a.startswith("--")] or BLOCKS:
+        compare(name, 12 if QUICK else 80)
 
 
 if __name__ == "__main__":

@@ -88,7 +88,7 @@ def test_wrong_draws_are_explained():
 def test_statistics_of_a_known_layer():
     """F(x) = W2 (W1 x + b): g = W1^T W2^T 1 everywhere, so neighbours agree and |g| / |x| is known."""
     block = nn.Sequential(nn.Linear(4, 6), nn.Identity(), nn.Linear(6, 4))
-    layer, x = GradientResidual(block, alpha=1.0), torch.randn(50, 4)
+    layer, x = GradientResidual(block.requires_grad_(False), alpha=1.0), torch.randn(50, 4)
     (found,) = residual_statistics(layer, x)
     g = block[0].weight.T @ block[2].weight.T @ torch.ones(4)
     assert found.gate == pytest.approx(1 / (1 + math.exp(-1)))

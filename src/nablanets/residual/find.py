@@ -17,7 +17,7 @@ from nablanets.residual.program import ADD, Program
 from nablanets.residual.reading import compile_nodes, graph_of
 from nablanets.residual.rules import rule_of
 
-NO_SUM = "no sum of an input and a nonlinear function of it"
+NO_SUM = "no sum of an input and a nonlinear function of it alone, in operations that are known"
 _ACTIVATIONS: tuple[type[nn.Module], ...] = (*MODULES, ElementwiseActivation)
 
 
