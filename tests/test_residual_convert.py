@@ -304,6 +304,9 @@ class GatedPair(nn.Module):
 def test_layers_of_ours_are_left_alone():
     model = nn.Sequential(GradientResidual(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))), GatedPair())
     assert [block.name for block in add_gradient_residuals(model).converted] == ["1"]
+    for ours in (model, model[:1], add_gradient_residuals(plain_mlp()).model):
+        with pytest.raises(InvalidInputError, match="found none"):
+            add_gradient_residuals(ours)
 
 
 def _train(rank, world, port, queue):

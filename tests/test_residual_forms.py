@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from nablanets import GradientResidual
 from nablanets.activations import ACTIVATIONS, make_activation
+from nablanets.residual.elementwise import SLOPES
 from nablanets.residual.skip import GradientSkip
 from tests.residual_models import GatedMLP
 
@@ -292,3 +294,18 @@ def test_constant_part_of_a_convolution_is_not_computed_per_sample_or_channel():
     with ours, torch.no_grad():
         layer(x)
     assert ours.get_total_flops() / plain.get_total_flops() == pytest.approx(1.5, abs=0.06)
+
+
+def test_wrong_rules_would_be_seen(monkeypatch):
+    """The checks above fail for a slope that is off by 1e-8, and for a layer that stops no gradient."""
+    block, x = nn.Sequential(nn.Linear(4, 6), nn.GELU(), nn.Linear(6, 4)), torch.randn(3, 4, dtype=DTYPE)
+    with monkeypatch.context() as patch:
+        right = SLOPES[F.gelu]
+        patch.setitem(SLOPES, F.gelu, lambda *args, **kwargs: (1 + 1e-8) * right(*args, **kwargs))
+        with pytest.raises(AssertionError):
+            check(block, x, stop_gradient=False, normalize="none")
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "set_grad_enabled", lambda mode: nullcontext())
+        with pytest.raises(AssertionError):
+            check(block, x, stop_gradient=True)
+    check(block, x, stop_gradient=True)

@@ -346,6 +346,21 @@ def test_channels_last_is_kept(stop_gradient):
         assert layer.gradient(x).is_contiguous(memory_format=torch.channels_last)
 
 
+def test_blocks_that_cannot_be_read_tell_where_their_channels_are():
+    class Hidden(nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x):
+            return self.inner(x) if self.training else self.inner(x) * 1
+
+    layer, x = GradientResidual(Hidden(conv()), skip="pure"), torch.randn(2, 4, 6, 6)
+    assert not layer.closed_form
+    assert_close((layer(x) - layer.block(x)).norm(dim=1), torch.ones(2, 6, 6))
+    assert GradientResidual(Hidden(mlp())).channel_dim == -1
+
+
 def test_samples_are_independent_of_each_other():
     for block, x in ((mlp(), torch.randn(5, 4)), (conv(), torch.randn(3, 4, 6, 6))):
         layer = GradientResidual(block)

@@ -122,15 +122,12 @@ class Branch:
 
     def layout(self, root: nn.Module) -> Layout:
         """Where the channels are and how many, as far as the layers of F tell."""
-        if self.program is None:
+        read = self.program is not None
+        modules = [root.get_submodule(n) for n in self.program.leaves()] if self.program else list(root.modules())
+        sizes = [size for module in modules if (size := _sizes(module)) is not None]
+        if not sizes:
             return Layout(None, None, -1)
-        modules = [root.get_submodule(name) for name in self.program.leaves()]
-        sized = [m for m in modules if _sizes(m) is not None]
-        if not sized:
-            return Layout(None, None, -1)
-        first, last = _sizes(sized[0]), _sizes(sized[-1])
-        assert first is not None and last is not None
-        return Layout(first[0], last[1], last[2])
+        return Layout(sizes[0][0] if read else None, sizes[-1][1] if read else None, sizes[-1][2])
 
     def _tail_norms(self, root: nn.Module) -> list[Step]:
         """The normalisation that F ends in, if it is at work; at most one."""

@@ -151,19 +151,19 @@ def _find(model: nn.Module, where: Where) -> tuple[list[Found], dict[str, str]]:
     """Blocks from the inside out, each name with its module, and the reasons for the others."""
     found: list[Found] = []
     refused: dict[str, str] = {}
-    chosen = [(name, module) for name, module in model.named_modules() if _matches(where, name, module)]
+    ours = {id(m) for owner in model.modules() if isinstance(owner, Swapped | GradientSkip) for m in owner.modules()}
+    chosen = [(n, m) for n, m in model.named_modules() if _matches(where, n, m) and id(m) not in ours]
     for name, module in reversed(chosen):
-        if not any(True for _ in module.children()) or isinstance(module, Swapped | GradientSkip):
-            continue
         inner = {id(m) for m in module.modules()}
-        if any(id(m) in inner for _, m, _ in found) or any(isinstance(m, Swapped) for m in module.modules()):
+        around = any(id(m) in inner for _, m, _ in found) or any(isinstance(m, Swapped) for m in module.modules())
+        if around or len(inner) == 1:
             continue
         blocks = blocks_of(module)
         if isinstance(blocks, str):
             refused[name] = blocks
         else:
             found += [(name, module, block) for block in blocks]
-    if not found:
+    if not (found or ours):
         chains = [(name, module) for name, module in chosen if type(module) is nn.Sequential]
         found = [(name, module, block) for name, module in chains for block in square_chains(module)]
     changed = {id(inner) for _, module, _ in found for inner in module.modules()}
