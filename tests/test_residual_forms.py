@@ -298,14 +298,18 @@ def test_constant_part_of_a_convolution_is_not_computed_per_sample_or_channel():
 
 def test_wrong_rules_would_be_seen(monkeypatch):
     """The checks above fail for a slope that is off by 1e-8, and for a layer that stops no gradient."""
-    block, x = nn.Sequential(nn.Linear(4, 6), nn.GELU(), nn.Linear(6, 4)), torch.randn(3, 4, dtype=DTYPE)
+    x = torch.randn(3, 4, dtype=DTYPE)
+
+    def block():
+        return nn.Sequential(nn.Linear(4, 6), nn.GELU(), nn.Linear(6, 4))
+
     with monkeypatch.context() as patch:
         right = SLOPES[F.gelu]
         patch.setitem(SLOPES, F.gelu, lambda *args, **kwargs: (1 + 1e-8) * right(*args, **kwargs))
         with pytest.raises(AssertionError):
-            check(block, x, stop_gradient=False, normalize="none")
+            check(block(), x, stop_gradient=False, normalize="none")
     with monkeypatch.context() as patch:
         patch.setattr(torch, "set_grad_enabled", lambda mode: nullcontext())
         with pytest.raises(AssertionError):
-            check(block, x, stop_gradient=True)
-    check(block, x, stop_gradient=True)
+            check(block(), x, stop_gradient=True)
+    check(block(), x, stop_gradient=True)
