@@ -308,4 +308,3 @@ def test_wrong_rules_would_be_seen(monkeypatch):
         with pytest.raises(AssertionError):
             check(block(), x, stop_gradient=False, normalize="none")
     check(block(), x, stop_gradient=True)
-    check(block(), x, stop_gradient=True)
