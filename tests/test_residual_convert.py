@@ -258,6 +258,17 @@ class OutsideUse(nn.Module):
         return x + self.down(h) + scale * h
 
 
+class InPlace(nn.Module):
+    """relu(x) + F(x), though it reads x + F(x)."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.ReLU(inplace=True), nn.Linear(4, 4))
+
+    def forward(self, x):
+        return x + self.body(x)
+
+
 @pytest.mark.parametrize(
     ("model", "reason"),
     [
@@ -265,6 +276,7 @@ class OutsideUse(nn.Module):
         (nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2)), "no sum"),
         (Dropped(), "not known"),
         (OutsideUse(), "not known"),
+        (InPlace(), "inplace=False"),
         (nn.LSTM(2, 2), "residual blocks"),
         (nn.Sequential(nn.MultiheadAttention(4, 2)), "cannot be read"),
     ],

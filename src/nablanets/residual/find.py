@@ -60,6 +60,8 @@ def blocks_of(module: nn.Module) -> list[Block | Chain | EncoderLayer] | str:
     if graph is None:
         return "its forward cannot be read: it branches, or needs more than one argument"
     residuals = [found for node in graph.nodes if (found := _residual(module, node)) is not None]
+    if any(_changes_input(module, found) for found in residuals):
+        return "its branch changes the input in place, and with it the skip: set inplace=False"
     single = len(residuals) == 1
     blocks = [(single and _block(module, graph, found)) or _chain(module, graph, found) for found in residuals]
     converted: list[Block | Chain | EncoderLayer] = [block for block in blocks if block is not None]
@@ -172,6 +174,17 @@ def _nonlinear(module: nn.Module, branch: Program) -> bool:
             child, last = module.get_submodule(step.target), step.target.rpartition(".")[2]
             unknown = rule_of(child) is None and not any(True for _ in child.parameters())
             if isinstance(child, _ACTIVATIONS) or (unknown and last.startswith("act")):
+                return True
+    return False
+
+
+def _changes_input(module: nn.Module, found: _Residual) -> bool:
+    """Whether the branch begins with an operation in place."""
+    for node in found.nodes:
+        if found.start in node.all_input_nodes:
+            inside = _child(module, node).modules() if node.op == "call_module" else ()
+            first = next((m for m in inside if not any(True for _ in m.children())), None)
+            if getattr(first, "inplace", False) or node.kwargs.get("inplace"):
                 return True
     return False
 
