@@ -82,17 +82,14 @@ def square_chains(module: nn.Sequential) -> list[Block | Chain | EncoderLayer]:
         square = children[first].in_features == children[last].out_features
         if first <= end or not square or len(set(map(id, children))) < len(children):
             continue
-        graph = graph_of(nn.Sequential(*inside))
-        if graph is None or not any(isinstance(child, _ACTIVATIONS) for child in inside):
-            continue
-        branch = _renamed_chain(module, names[first : last + 1])
-        if branch is not None:
+        branch = _chain_program(module, names[first : last + 1])
+        if branch is not None and any(isinstance(child, _ACTIVATIONS) for child in inside):
             found.append(Chain(branch, names[last], tuple(names[first:last]), added=False))
             end = last
     return found
 
 
-def _renamed_chain(module: nn.Module, names: list[str]) -> Program | None:
+def _chain_program(module: nn.Module, names: list[str]) -> Program | None:
     def run(owner: Any, x: Any) -> Any:
         for name in names:
             x = owner._modules[name](x)
