@@ -121,10 +121,12 @@ def _covariance_bound(weight: Tensor) -> Tensor:
     Two hold: the Gram matrix of the centred rows, since diag(p) - p p^T <= 1/2, and diam^2 / 2, since the variance of
     numbers in an interval is at most a quarter of its squared length. The one of smaller norm is taken.
     """
+    dtype = weight.dtype
+    weight = weight.to(torch.promote_types(dtype, torch.float32))  # distances and norms have no half precision
     centred = weight - weight.mean(dim=1, keepdim=True)
     gram = centred.mT @ centred
     distances = torch.cdist(weight, weight, compute_mode="donot_use_mm_for_euclid_dist")
     radius = distances.amax(dim=(1, 2)).square() / 2
     ball = radius[:, None, None] * torch.eye(weight.shape[-1], dtype=weight.dtype, device=weight.device)
-    norm = torch.linalg.matrix_norm(centred.float() if weight.dtype.itemsize < 4 else centred, ord=2).square()
-    return torch.where((norm < radius)[:, None, None], gram, ball)
+    norm = torch.linalg.matrix_norm(centred, ord=2).square()
+    return torch.where((norm < radius)[:, None, None], gram, ball).to(dtype)
