@@ -89,6 +89,22 @@ def test_run_resume_and_report(capsys, tmp_path):
     assert "gradnet-c" in out
 
 
+def test_arms_can_be_chosen_and_join_later(capsys, tmp_path):
+    folder = tmp_path / "run"
+    command = ["run", "field2d-convex", "--seeds", 1, "--out", folder, *TINY]
+    code, out, _ = call(capsys, *command, "--arms", "gradnet-m,affine")
+    assert code == 0
+    assert "gradnet-m" in out
+    assert "gradnet-c" not in out
+    code, out, _ = call(capsys, *command, "--arms", "gradnet-c-lm", "--resume")
+    assert code == 0
+    assert "gradnet-m" in out
+    assert "gradnet-c-lm" in out
+    code, _, err = call(capsys, *command, "--arms", "gradnet-x", "--resume")
+    assert code == 2
+    assert "'gradnet-c'" in err
+
+
 def test_fit_apply_verify(capsys, tmp_path, samples):
     model, applied = tmp_path / "m.safetensors", tmp_path / "out.parquet"
     code, out, _ = call(capsys, "fit", samples, "--out", model, "--steps", 400, "--hidden", 16, "--monotone")
@@ -184,7 +200,7 @@ def test_unknown_commands_and_options_get_the_nearest(capsys):
 FLAGS = {
     "list": set(),
     "show": set(),
-    "run": {"--preset", "--out", "--seeds", "--resume", "--set"},
+    "run": {"--arms", "--preset", "--out", "--seeds", "--resume", "--set"},
     "report": set(),
     "fit": {
         "--out", "--network", "--hidden", "--depth", "--activation", "--monotone", "--steps", "--lr", "--batch-size",

@@ -81,6 +81,7 @@ def run(
     preset: Annotated[str, typer.Option(help="quick or paper.")] = "quick",
     out: Annotated[Path | None, typer.Option(help="Run folder; runs/NAME-PRESET if not given.")] = None,
     seeds: Annotated[int | None, typer.Option(min=1, help="Number of seeds; the preset's if not given.")] = None,
+    arms: Annotated[str | None, typer.Option(help="Only these arms, a,b,c; others can join later by --resume.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
     set_: Annotated[list[str] | None, typer.Option("--set", help="key=value; can be repeated.")] = None,
 ) -> None:
@@ -90,8 +91,11 @@ def run(
     config = override(experiment.preset(preset), set_ or [])
     folder = out or Path("runs") / f"{experiment.name}-{preset}"
     count = experiment.seeds[preset] if seeds is None else seeds
+    wanted = None if arms is None else arms.split(",")
     try:
-        run_experiment(experiment, config, preset=preset, seeds=count, out=folder, resume=resume, console=console)
+        run_experiment(
+            experiment, config, preset=preset, seeds=count, out=folder, arms=wanted, resume=resume, console=console
+        )
     except KeyboardInterrupt:
         console.print(f"\nInterrupted. Finished parts are in {folder}; give the same command with --resume to go on.")
         raise typer.Exit(130) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from nablanets.errors import InvalidInputError
+from nablanets.errors import InvalidInputError, unknown_name
 from nablanets.experiments.base import Experiment
 from nablanets.experiments.report import results_table, write_report
 from nablanets.experiments.store import Row, RunFolder
@@ -23,6 +24,7 @@ def run_experiment(
     preset: str,
     seeds: int,
     out: str | Path,
+    arms: Sequence[str] | None = None,
     resume: bool = False,
     console: Console | None = None,
 ) -> RunFolder:
@@ -34,21 +36,24 @@ def run_experiment(
         preset: the name of the preset that the configuration started from, for the record.
         seeds: how many.
         out: the run folder.
+        arms: which arms; all if None. Others can join the folder later, with ``resume``.
         resume: continue an interrupted run; finished parts are not computed again.
         console: where to show progress and the table; None is silent.
 
     Raises:
         RunFolderError: see :meth:`RunFolder.begin`.
+        UnknownNameError: the experiment has no such arm.
     """
     if seeds < 1:
         raise InvalidInputError(f"run: expected at least one seed, got {seeds}.")
+    chosen = _chosen(experiment.arms(config), arms)
     description = {"experiment": experiment.name, "preset": preset, "seeds": seeds, "config": asdict(config)}
     run = RunFolder.begin(out, description, resume=resume)
-    parts = [(arm, seed) for arm in experiment.arms(config) for seed in range(seeds)]
+    parts = [(arm, seed) for arm in chosen for seed in range(seeds)]
     finished = run.finished()
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
     with Progress(*columns, console=console, disable=console is None) as progress:
-        task = progress.add_task(experiment.name, total=len(parts), completed=len(finished))
+        task = progress.add_task(experiment.name, total=len(parts), completed=sum(part in finished for part in parts))
         for arm, seed in parts:
             if (arm, seed) in finished:
                 continue
@@ -68,3 +73,10 @@ def run_experiment(
         console.print(results_table(experiment, run))
         console.print(f"Report: {page.resolve()}", soft_wrap=True)
     return run
+
+
+def _chosen(known: Sequence[str], wanted: Sequence[str] | None) -> Sequence[str]:
+    for arm in wanted or ():
+        if arm not in known:
+            raise unknown_name("arm", arm, known)
+    return known if wanted is None else [arm for arm in known if arm in wanted]
