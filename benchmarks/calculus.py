@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.func import jacrev, vmap
 
 from nablanets import GradientMap, GradNetC, GradNetM
-from timing import QUICK, interleaved_times, one_thread, print_table
+from nablanets.experiments.costs import interleaved_times
+from timing import QUICK, one_thread, print_table
 
 ValueAndLogdet = Callable[[GradientMap, Tensor], tuple[Tensor, Tensor]]
 

@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 
 from nablanets.activations.base import ElementwiseActivation, GradientActivation, GroupActivation, GroupDerivative
 from nablanets.activations.elementwise import (
+    Abs,
     Gaussian,
     Identity,
     LeakyReLU,
@@ -40,6 +41,7 @@ ACTIVATIONS: dict[str, type[GradientActivation]] = {
     "squareplus": Squareplus,
     "relu": ReLU,
     "leaky_relu": LeakyReLU,
+    "abs": Abs,
     "sine": Sine,
     "gaussian": Gaussian,
     "polynomial": Polynomial,

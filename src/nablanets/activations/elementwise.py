@@ -193,6 +193,22 @@ class ReLU(LeakyReLU):
         super().__init__(units, monotone=monotone, negative_slope=0.0)
 
 
+class Abs(ElementwiseActivation):
+    r"""s(z) = abs(z), :math:`\psi = z\,|z| / 2`; not increasing, with one kink."""
+
+    slopes = (-1.0, 1.0)
+    kinks = (0.0,)
+
+    def forward(self, z: Tensor) -> Tensor:
+        return z.abs()
+
+    def potential(self, z: Tensor) -> Tensor:
+        return z * z.abs() / 2
+
+    def derivative(self, z: Tensor) -> Tensor:
+        return torch.sign(z)
+
+
 class Sine(ElementwiseActivation):
     r"""s(z) = sin z, :math:`\psi = -\cos z`; not increasing, for oscillating fields."""
 

@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 from nablanets.errors import unknown_name
+from nablanets.experiments.activations import ActivationsExperiment
 from nablanets.experiments.base import Experiment
 from nablanets.experiments.field2d import Field2DExperiment
 from nablanets.experiments.high_dimensional import HighDimensionalConfig, HighDimensionalExperiment
@@ -38,6 +39,7 @@ EXPERIMENTS: dict[str, Experiment[Any]] = {
             ("piecewise-difference", "sinusoidal-ridges"),
             replace(_QUICK, methods=("affine", "gradnet-c-affine-start", "gradnet-m-affine-start", "mlp")),
         ),
+        ActivationsExperiment(),
     )
 }
 

@@ -34,6 +34,14 @@ class Picture(NamedTuple):
     figure: Figure
 
 
+class Sheet(NamedTuple):
+    """A further table of the report, as text; the first column names the line."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
 @dataclass(frozen=True)
 class PartResult:
     """The outcome of one arm with one seed; ``model`` is kept as a file unless it is None."""
@@ -85,6 +93,14 @@ class Experiment(ABC, Generic[C]):
     @abstractmethod
     def notes(self, config: C) -> list[str]:
         """Paragraphs for the report: the protocol, what is the paper's and what is our choice."""
+
+    def sheets(self, config: C, run: RunFolder) -> list[Sheet]:
+        """Further tables of the report; none unless an experiment has them."""
+        return []
+
+    def conclusions(self, config: C, run: RunFolder) -> list[str]:
+        """What follows from the numbers, written from them; nothing unless an experiment draws any."""
+        return []
 
     def preset(self, name: str) -> C:
         if name not in self.presets:

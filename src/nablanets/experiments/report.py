@@ -67,6 +67,8 @@ def write_report(experiment: Experiment[Any], config: Any, run: RunFolder) -> Pa
         description=run.description(),
         environment=results["environment"],
         lines=summarise(experiment, run.rows()),
+        sheets=experiment.sheets(config, run),
+        conclusions=experiment.conclusions(config, run),
         notes=experiment.notes(config),
         pictures=pictures,
     )

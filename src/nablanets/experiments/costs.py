@@ -1,0 +1,105 @@
+"""What a call costs: time, memory, and how both grow."""
+
+from __future__ import annotations
+
+import statistics
+import time
+import weakref
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+Call = Callable[[], object]
+
+
+def interleaved_times(runs: Sequence[Call], repeats: int, *, warm_up: int = 2) -> list[float]:
+    """Median wall times of several calls that take turns, so that a disturbance of the machine meets all of them."""
+    for run in runs:
+        for _ in range(warm_up):
+            run()
+    times: list[list[float]] = [[] for _ in runs]
+    for _ in range(repeats):
+        for run, record in zip(runs, times, strict=True):
+            begin = time.perf_counter()
+            run()
+            record.append(time.perf_counter() - begin)
+    return [statistics.median(record) for record in times]
+
+
+def peak_bytes(run: Call) -> int:
+    """The most bytes of tensors that a call makes and holds at one time.
+
+    Counted from the storages that operations return until they are freed, in the backward pass as well, so that the
+    number depends on the program alone; what was there before, such as parameters, does not count.
+
+    >>> peak_bytes(lambda: torch.zeros(1000) + 1)
+    8000
+    """
+    with _StorageCounter() as counter:
+        run()
+    return counter.peak
+
+
+class _StorageCounter(TorchDispatchMode):
+    """Follows the storages that operations make."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alive: dict[int, int] = {}
+        self.held = self.peak = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {storage._cdata for storage in _storages((args, kwargs))}
+        result = function(*args, **(kwargs or {}))
+        for storage in _storages(result):
+            key = storage._cdata
+            if key not in given and key not in self.alive:
+                self.alive[key] = storage.nbytes()
+                self.held += storage.nbytes()
+                weakref.finalize(storage, self._freed, key)
+        self.peak = max(self.peak, self.held)
+        return result
+
+    def _freed(self, key: int) -> None:
+        self.held -= self.alive.pop(key, 0)
+
+
+def _storages(tree: Any) -> Iterable[torch.UntypedStorage]:
+    return (leaf.untyped_storage() for leaf in tree_leaves(tree) if isinstance(leaf, Tensor))
+
+
+def forward_pass(net: nn.Module, x: Tensor) -> Call:
+    """A call that evaluates a network without a graph."""
+
+    def run() -> None:
+        with torch.no_grad():
+            net(x)
+
+    return run
+
+
+def training_step(net: nn.Module, x: Tensor) -> Call:
+    """A call that makes one step of Adam on ||net(x) - x||^2."""
+    parameters = [p for p in net.parameters() if p.requires_grad]
+    optimizer = torch.optim.Adam(parameters, 1e-4, fused=True)
+
+    def run() -> None:
+        optimizer.zero_grad()
+        (net(x) - x).square().sum(dim=-1).mean().backward()
+        optimizer.step()
+
+    return run
+
+
+def growth_exponent(sizes: Sequence[float], values: Sequence[float]) -> float:
+    """The p of the power law value = c size^p that fits best on logarithmic scales.
+
+    >>> round(growth_exponent([1, 2, 4], [3, 12, 48]), 6)
+    2.0
+    """
+    return float(np.polyfit(np.log(sizes), np.log(values), 1)[0])
