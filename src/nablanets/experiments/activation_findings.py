@@ -190,7 +190,7 @@ def _symmetry(rows: Sequence[Row]) -> str:
 def _failures(rows: Sequence[Row]) -> str:
     shares = {arm: value.mean for arm, value in summaries(rows, "failures").items() if value.mean > 0}
     ranked = [f"{arm} {shares[arm]:.0%}" for arm in sorted(shares, key=lambda arm: -shares[arm])]
-    return f"Fits that diverged or ended no better than the affine map, as shares of all targets, seeds and rates: {listing(ranked)}."
+    return f"Fits that diverged or ended worse than the affine map, as shares of all targets, seeds and rates: {listing(ranked)}."
 
 
 def heat_map(targets: Sequence[str], rows: Sequence[Row]) -> Picture:
