@@ -7,7 +7,7 @@ import math
 import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,13 +17,12 @@ from nablanets.activations import ACTIVATIONS, GroupActivation
 from nablanets.baselines import MLP, AffineField, count_parameters, match_parameters, mlp_potential
 from nablanets.experiments import activation_findings as findings
 from nablanets.experiments.base import Column, Experiment, PartResult, Picture, Sheet
-from nablanets.experiments.selection import fit_best_rate
+from nablanets.experiments.selection import fit_best_rate, start_from_data
 from nablanets.experiments.store import RunFolder
 from nablanets.maps import GradientMap, GradNetC, GradNetM
-from nablanets.parameters import inverse_softplus
 from nablanets.problems.fields import ConvexField, Field, NonconvexField, unit_grid
 from nablanets.problems.nonsmooth import L1Norm, MaxAffine, NonsmoothField, Staircase
-from nablanets.training import FitSettings, HistoryRow, decibels, error, initialise_from_data
+from nablanets.training import FitSettings, HistoryRow, decibels, error
 from nablanets.training.batches import Samples
 from nablanets.training.loop import Report
 
@@ -189,29 +188,11 @@ def build(config: ActivationsConfig, arm: str, field: Field, train: Samples) -> 
     kind, _, name = arm.partition("-")
     monotone = field.convex and ACTIVATIONS[name]((1,), monotone=True).increasing
     constructor = _NETWORKS[kind]
-    net = cast(
-        "GradNetC | GradNetM",
-        match_parameters(
-            lambda h: constructor(2, h, 4, activation=name, monotone=monotone, linear=False), config.parameters
-        ),
+    net = match_parameters(
+        lambda h: constructor(2, h, 4, activation=name, monotone=monotone, linear=False), config.parameters
     )
-    initialise_from_data(net, train[0])
-    match_size(net, *train)
+    start_from_data(net, *train)
     return net
-
-
-@torch.no_grad()
-def match_size(net: GradNetC | GradNetM, x: Tensor, g: Tensor) -> None:
-    """Scale the outer coefficients so that f varies as much as the data g.
-
-    >>> net, x = GradNetM(2, 5, linear=False, monotone=True), torch.rand(200, 2)
-    >>> match_size(net, x, 3 * x)
-    >>> round(float(net(x).std(dim=0).norm() / (3 * x).std(dim=0).norm()), 4)
-    1.0
-    """
-    factor = float(g.std(dim=0).norm() / net(x).std(dim=0).norm())
-    raw = net.scale_raw if isinstance(net, GradNetM) else net.ridge.alpha_raw[-1]
-    raw.copy_(inverse_softplus(factor * nn.functional.softplus(raw)) if net.monotone else factor * raw)
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 import weakref
@@ -17,18 +18,43 @@ from torch.utils._pytree import tree_leaves
 Call = Callable[[], object]
 
 
-def interleaved_times(runs: Sequence[Call], repeats: int, *, warm_up: int = 2) -> list[float]:
-    """Median wall times of several calls that take turns, so that a disturbance of the machine meets all of them."""
+def interleaved_times(
+    runs: Sequence[Call],
+    repeats: int,
+    *,
+    warm_up: int = 2,
+    at_least: float = 0.0,
+    clock: Callable[[], float] = time.perf_counter,
+) -> list[float]:
+    """Median times of several calls that take turns, so that a disturbance of the machine meets all of them.
+
+    Every other round goes backwards, so that no call always follows the same one.
+
+    Args:
+        runs: the calls.
+        repeats: rounds.
+        warm_up: calls of each that are not counted.
+        at_least: seconds that a measurement lasts at least; short calls are repeated within it.
+        clock: in seconds; ``time.process_time`` leaves out what other programs take from this one.
+    """
+    numbers = []
     for run in runs:
         for _ in range(warm_up):
             run()
+        numbers.append(math.ceil(at_least / max(_elapsed(run, 1, clock), 1e-6)) if at_least else 1)
     times: list[list[float]] = [[] for _ in runs]
-    for _ in range(repeats):
-        for run, record in zip(runs, times, strict=True):
-            begin = time.perf_counter()
-            run()
-            record.append(time.perf_counter() - begin)
+    for turn in range(repeats):
+        turns = list(zip(runs, numbers, times, strict=True))
+        for run, number, record in reversed(turns) if turn % 2 else turns:
+            record.append(_elapsed(run, number, clock) / number)
     return [statistics.median(record) for record in times]
+
+
+def _elapsed(run: Call, number: int, clock: Callable[[], float]) -> float:
+    begin = clock()
+    for _ in range(number):
+        run()
+    return clock() - begin
 
 
 def peak_bytes(run: Call) -> int:

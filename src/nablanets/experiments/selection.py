@@ -1,4 +1,4 @@
-"""Choosing a learning rate on validation data."""
+"""How networks of a study start, and how their learning rates are chosen: by validation data."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from nablanets.training import FitResult, FitSettings, fit
+from nablanets.maps import GradNetC, GradNetM
+from nablanets.parameters import inverse_softplus
+from nablanets.training import FitResult, FitSettings, fit, initialise_from_data
 from nablanets.training.batches import Samples
 
 
@@ -46,3 +48,22 @@ def fit_best_rate(
         fits.append((net, fit(net, *train, validation=validation, progress=False, settings=changed)))
     net, result = min(fits, key=lambda pair: pair[1].best_validation_error)
     return Selected(net, result, [record for _, record in fits])
+
+
+@torch.no_grad()
+def start_from_data(net: nn.Module, x: Tensor, g: Tensor) -> None:
+    """Put the bends of a fresh gradient network where the data are, and make f vary as much as the data g.
+
+    The second is by its outer coefficients; both are our choice. Other networks are left alone.
+
+    >>> net, x = GradNetM(2, 5, linear=False, monotone=True), torch.rand(200, 2)
+    >>> start_from_data(net, x, 3 * x)
+    >>> round(float(net(x).std(dim=0).norm() / (3 * x).std(dim=0).norm()), 4)
+    1.0
+    """
+    if not isinstance(net, GradNetC | GradNetM):
+        return
+    initialise_from_data(net, x)
+    factor = float(g.std(dim=0).norm() / net(x).std(dim=0).norm())
+    raw = net.scale_raw if isinstance(net, GradNetM) else net.ridge.alpha_raw[-1]
+    raw.copy_(inverse_softplus(factor * nn.functional.softplus(raw)) if net.monotone else factor * raw)
