@@ -58,7 +58,7 @@ def start_from_data(net: nn.Module, x: Tensor, g: Tensor) -> None:
 
     >>> net, x = GradNetM(2, 5, linear=False, monotone=True), torch.rand(200, 2)
     >>> start_from_data(net, x, 3 * x)
-    >>> round(float(net(x).std(dim=0).norm() / (3 * x).std(dim=0).norm()), 4)
+    >>> round(float(net(x).detach().std(dim=0).norm() / (3 * x).std(dim=0).norm()), 4)
     1.0
     """
     if not isinstance(net, GradNetC | GradNetM):
