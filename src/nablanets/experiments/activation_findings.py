@@ -18,7 +18,7 @@ from nablanets.experiments.store import Row
 from nablanets.problems.fields import Field
 from nablanets.verify import TOLERANCE
 
-KINDS = ("smooth", "piecewise linear", "polynomial", "spline", "group")
+KINDS = ("linear", "smooth", "piecewise linear", "polynomial", "spline", "group")
 _CUTS = ("m-tanh", "c-tanh", "c-relu", "m-softmax", "mlp-relu")
 
 
@@ -30,13 +30,13 @@ def is_gradient_network(arm: str) -> bool:
 def kind(arm: str) -> str:
     """What sort of activation the arm of a gradient network has.
 
-    >>> [kind(arm) for arm in ("c-tanh", "m-abs", "m-softmax", "c-spline")]
-    ['smooth', 'piecewise linear', 'group', 'spline']
+    >>> [kind(arm) for arm in ("c-tanh", "m-abs", "m-softmax", "c-spline", "c-identity")]
+    ['smooth', 'piecewise linear', 'group', 'spline', 'linear']
     """
     name = arm.partition("-")[2]
     cls = ACTIVATIONS[name]
-    if name in KINDS:
-        return name
+    if name in ("identity", "polynomial", "spline"):
+        return "linear" if name == "identity" else name
     if issubclass(cls, GroupActivation):
         return "group"
     return "piecewise linear" if issubclass(cls, ElementwiseActivation) and cls.kinks else "smooth"
