@@ -19,7 +19,9 @@ from nablanets.problems.fields import Field
 from nablanets.verify import TOLERANCE
 
 KINDS = ("linear", "smooth", "piecewise linear", "polynomial", "spline", "group")
-_CUTS = ("m-tanh", "c-tanh", "c-relu", "m-softmax", "mlp-relu")
+#: The arm that is no trained network: affine pieces identified from samples.
+IDENTIFIED = "identified"
+_CUTS = ("m-tanh", "c-tanh", "c-relu", "m-softmax", "mlp-relu", IDENTIFIED)
 
 
 def is_gradient_network(arm: str) -> bool:
@@ -113,7 +115,7 @@ def _gradient(values: Mapping[str, Summary]) -> dict[str, Summary]:
 def _accuracy(target: str, rows: Sequence[Row]) -> str:
     errors = summaries(rows, f"{target}_db")
     ours = _gradient(errors)
-    theirs = {arm: value for arm, value in errors.items() if arm not in ours}
+    theirs = {arm: value for arm, value in errors.items() if arm not in ours and arm != IDENTIFIED}
     if not ours or not theirs:
         return ""
     best, peer = lowest(ours), lowest(theirs)
@@ -150,8 +152,10 @@ def _at_kinks(target: str, rows: Sequence[Row]) -> str:
     most = max(overshoot, key=lambda arm: overshoot[arm].mean)
     legal = {arm: v for arm, v in overall.items() if ACTIVATIONS[arm[2:]]((1,), monotone=True).increasing}
     monotone = f"; the best monotone map is {lowest(legal)} ({legal[lowest(legal)].text()} dB)" if legal else ""
+    found = summaries(rows, f"{target}_db").get(IDENTIFIED)
+    pieces = f"; affine pieces identified from samples reach {found.text()} dB" if found else ""
     return (
-        f"{target}: the subgradients are learned to {overall[best].text()} dB by {best}{monotone}. Of {best}'s squared "
+        f"{target}: the subgradients are learned to {overall[best].text()} dB by {best}{monotone}{pieces}. Of {best}'s squared "
         f"error, {share:.0%} is at the {near:.0%} of points near kinks; away from them it is {away.text()} dB. Its "
         f"potential is off by {potential.text('.1%')} of the potential's standard deviation. The largest overshoot of a "
         f"gradient network is {overshoot[most].mean:.2f} times the largest subgradient ({most})."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import statistics
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -16,14 +17,16 @@ from nablanets import verify
 from nablanets.activations import ACTIVATIONS, GroupActivation
 from nablanets.baselines import MLP, AffineField, count_parameters, match_parameters, mlp_potential
 from nablanets.experiments import activation_findings as findings
+from nablanets.experiments.activation_findings import IDENTIFIED
 from nablanets.experiments.base import Column, Experiment, PartResult, Picture, Sheet
 from nablanets.experiments.selection import fit_best_rate, start_from_data
 from nablanets.experiments.store import RunFolder
 from nablanets.maps import GradientMap, GradNetC, GradNetM
 from nablanets.problems.fields import ConvexField, Field, NonconvexField, unit_grid
 from nablanets.problems.nonsmooth import L1Norm, MaxAffine, NonsmoothField, Staircase
-from nablanets.training import FitSettings, HistoryRow, decibels, error
+from nablanets.training import FitSettings, HistoryRow, decibels, error, fit_pieces
 from nablanets.training.batches import Samples
+from nablanets.training.gating import count_stored
 from nablanets.training.loop import Report
 
 TARGETS: dict[str, Field] = {
@@ -35,8 +38,10 @@ _BASELINES: dict[str, Callable[[int], nn.Module]] = {
     "mlp-relu": lambda width: MLP(2, width, activation="relu"),
     "mlp-potential": lambda width: mlp_potential(2, width),
 }
-#: What a test error counts as that is not finite.
-_WORST_DB = 100.0
+#: How many affine pieces are looked for by identification.
+_PIECES = 6
+#: Bounds of test errors: what one counts as that is not finite, and what one counts as that is zero.
+_WORST_DB, _BEST_DB = 100.0, -200.0
 #: A fit fails if its last validation error is more than this times that of the affine map.
 _FAILURE = 1.05
 
@@ -86,7 +91,7 @@ class ActivationsExperiment(Experiment[ActivationsConfig]):
     )
 
     def arms(self, config: ActivationsConfig) -> list[str]:
-        return [*gradient_arms(config.activations), "affine", *_BASELINES]
+        return [*gradient_arms(config.activations), "affine", *_BASELINES, IDENTIFIED]
 
     def run_part(self, config: ActivationsConfig, arm: str, seed: int, report: Report) -> PartResult:
         metrics: dict[str, float] = {}
@@ -99,7 +104,7 @@ class ActivationsExperiment(Experiment[ActivationsConfig]):
         for row in learned[0].history:
             report(row)
         net = learned[-1].net
-        parameters = 6 if arm == "affine" else count_parameters(net)
+        parameters = {"affine": 6, IDENTIFIED: count_stored(net)}.get(arm, count_parameters(net))
         return PartResult(net, parameters, sum(part.seconds for part in learned), metrics)
 
     def sheets(self, config: ActivationsConfig, run: RunFolder) -> list[Sheet]:
@@ -120,13 +125,15 @@ class ActivationsExperiment(Experiment[ActivationsConfig]):
             "jump, are ours. The study as a whole is ours: the paper asks for one and has none.",
             "Errors are 10 log10 of the mean of ||f(x) - g(x)||² over a grid of "
             f"{config.test_side} x {config.test_side} points (of the square itself, not relative to g); one that is not "
-            f"finite counts as {_WORST_DB:.0f} dB. “Away from the kinks” are the points farther than {config.margin} from "
+            f"finite counts as {_WORST_DB:.0f} dB, one of zero as {_BEST_DB:.0f} dB. “Away from the kinks” are the points farther than {config.margin} from "
             "every kink. Potential errors are root mean squares after removing the mean, over the standard deviation of "
             "the true potential. “Overshoot” is the largest |f| over the largest |g| on the grid.",
             f"All networks are the widest with at most {config.parameters} parameters (so learnable activations have fewer "
             "units): GradNet-C with four layers (c-), GradNet-M with four modules (m-), without linear term; MLPs with two "
             "hidden layers; the potential is a tanh MLP. Monotone where the target is convex and the activation allows it "
-            "(sine, gaussian and abs do not), else free.",
+            "(sine, gaussian and abs do not), else free. “identified” is no network of the study but what the library offers for "
+            f"such targets: {_PIECES} affine pieces from samples (fit_pieces) and the mixture they make, monotone where the target "
+            "is convex.",
             f"{config.samples:,} points, {config.steps:,} steps of {config.batch_size} of Adam with cosine decay, the "
             f"best checkpoint and the best of the rates {config.rates} by the error on {config.validation_samples:,} "
             "validation points, for each activation, target and seed. Before that the outer coefficients of the gradient "
@@ -154,8 +161,12 @@ def _learn(config: ActivationsConfig, arm: str, field: Field, seed: int) -> _Lea
     validation = field.sample(config.validation_samples, generator)
     affine = AffineField(2)
     affine.fit(*train)
-    if arm == "affine":
-        return _Learned(affine, measure(config, field, affine), asymmetry(affine), [], 0.0, [])
+    if arm in ("affine", IDENTIFIED):
+        begin = time.perf_counter()
+        net: nn.Module = affine
+        if arm == IDENTIFIED:
+            net = fit_pieces(*train, _PIECES, monotone=field.convex, seed=seed)[0]
+        return _Learned(net, measure(config, field, net), asymmetry(net), [], time.perf_counter() - begin, [])
     every = max(1, config.steps // 20)
     net, result, tried = fit_best_rate(
         lambda: build(config, arm, field, train),
@@ -213,7 +224,7 @@ def measure(config: ActivationsConfig, field: Field, net: nn.Module) -> dict[str
 
 def _decibels(square: Tensor) -> float:
     mean = float(square.mean())
-    return decibels(mean) if math.isfinite(mean) else _WORST_DB
+    return max(decibels(mean), _BEST_DB) if math.isfinite(mean) else _WORST_DB
 
 
 def asymmetry(net: nn.Module) -> dict[str, float]:
