@@ -204,13 +204,13 @@ def heat_map(targets: Sequence[str], rows: Sequence[Row]) -> Picture:
     values = np.array([[column[arm].mean for column in errors] for arm in arms])
     figure = Figure(figsize=(2 + 1.3 * len(targets), 1 + 0.26 * len(arms)), layout="constrained")
     axes = figure.subplots()
-    image = axes.imshow(values, aspect="auto", cmap="viridis_r", vmax=0)
+    image = axes.imshow(values, aspect="auto", cmap="viridis_r", vmin=-50, vmax=0)
     for (row, column), value in np.ndenumerate(values):
         axes.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=7, color="white")
     axes.set_xticks(range(len(targets)), targets)
     axes.set_yticks(range(len(arms)), arms, fontsize=8)
     figure.colorbar(image, ax=axes, label="test error [dB]")
-    return Picture("errors", "Mean test error by network and target (colour saturates at 0 dB).", figure)
+    return Picture("errors", "Mean test error by network and target (colours end at -50 and 0 dB).", figure)
 
 
 def cuts(field: Field, models: Mapping[str, nn.Module]) -> Picture:

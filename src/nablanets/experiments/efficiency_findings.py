@@ -196,7 +196,7 @@ class Findings:
                     ax.loglog(self.sizes(axis), times, marker=".", label=arm)
                 ax.set(xlabel=name, ylabel="seconds", title=title)
                 ax.grid(alpha=0.3)
-            axes[0].legend(fontsize="small")
+            axes[0].legend(fontsize="x-small")
             yield Picture(f"growth-{name}", f"Time against {name}, at equal parameters for each d.", figure)
         yield self._error_by_time()
 
