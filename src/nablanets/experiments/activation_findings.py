@@ -122,7 +122,8 @@ def _accuracy(target: str, rows: Sequence[Row]) -> str:
     text = (
         f"{target}: the best gradient network is {best} ({ours[best].text()} dB), the best baseline {peer} "
         f"({theirs[peer].text()} dB); the gradient network is {lead(ours[best], theirs[peer], 'dB')}. "
-        f"{sum(v.mean < theirs[peer].mean for v in ours.values())} of {len(ours)} gradient networks are below that baseline"
+        f"{sum(v.mean < theirs[peer].mean for v in ours.values())} of {len(ours)} gradient networks are below that baseline, "
+        f"and the median of them is at {statistics.median(v.mean for v in ours.values()):.1f} dB"
     )
     if "affine" in theirs:
         lost = [arm for arm, value in ours.items() if value.mean >= theirs["affine"].mean]

@@ -138,6 +138,9 @@ class ActivationsExperiment(Experiment[ActivationsConfig]):
             f"best checkpoint and the best of the rates {config.rates} by the error on {config.validation_samples:,} "
             "validation points, for each activation, target and seed. Before that the outer coefficients of the gradient "
             "networks are scaled so that their start is as large as the data, for every activation alike (our choice).",
+            "Caution: “the best” of each group is the one of the least mean test error, and there are many more gradient "
+            "networks than baselines, which favours them; the median and the share that beats the best baseline do not gain "
+            "from their number.",
             f"A fit (of any rate, chosen or not) fails if it diverges or its last validation error is more than {_FAILURE:g} "
             "times that of the best affine map. Asymmetry is the largest |J - J'| over the largest |J| at 64 test points, by automatic "
             "differentiation, the worst of all targets; float64 is the same trained network converted.",
