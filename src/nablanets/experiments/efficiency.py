@@ -188,9 +188,8 @@ def _costs(config: EfficiencyConfig, arm: str, seed: int) -> dict[str, float]:
             for suffix, name in (("", arm), ("_reference", REFERENCE)):
                 runs[f"{mode}_{size}{suffix}"] = call(_network(name, d, budget), x)
             metrics[f"memory_{mode}_{size}"] = peak_bytes(call(_network(arm, d, budget), x))
-    metrics |= dict(
-        zip(runs, interleaved_times(list(runs.values()), config.repeats, clock=time.process_time), strict=True)
-    )
+    times = interleaved_times(list(runs.values()), config.repeats, at_least=config.at_least, clock=time.process_time)
+    metrics |= dict(zip(runs, times, strict=True))
     metrics |= {
         f"{key}_ratio": metrics[key] / metrics[f"{key}_reference"] for key in runs if f"{key}_reference" in runs
     }
