@@ -144,7 +144,8 @@ class EfficiencyExperiment(Experiment[EfficiencyConfig]):
             f"Growth: parameters as those of a GradNet-C with h = {config.hidden_features}; with d in batches of "
             f"{config.growth_batch}, with the batch at d = {config.batch_features}. Exponents are slopes of the regression of "
             f"log cost on log size, over d >= {config.large_features} and batches >= {config.large_batch}; below that the "
-            "overhead of calls prevails.",
+            "overhead of calls prevails. The multiply-adds of all these networks grow in proportion to d, at the width that the "
+            "parameters allow, and to the batch; an exponent below one says that the overhead is still a part of the time.",
         ]
 
 
