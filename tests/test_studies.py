@@ -169,7 +169,7 @@ def test_calls_take_turns_and_short_ones_are_repeated():
 
     runs = [call("a", 1.0), call("b", 3.0)]
     assert interleaved_times(runs, 3, warm_up=1, clock=lambda: now[0]) == [1.0, 3.0]
-    assert "".join(order) == "ab" + "ab" + "ba" + "ab"
+    assert "".join(order) == "ab" + "aabb" + "bbaa" + "aabb"
     order.clear()
     assert interleaved_times(runs, 2, warm_up=0, at_least=3.0, clock=lambda: now[0]) == [1.0, 3.0]
     assert "".join(order) == "ab" + "aaab" + "baaa"

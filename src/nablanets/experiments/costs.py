@@ -28,7 +28,8 @@ def interleaved_times(
 ) -> list[float]:
     """Median times of several calls that take turns, so that a disturbance of the machine meets all of them.
 
-    Every other round goes backwards, so that no call always follows the same one.
+    Every other round goes backwards, so that no call always follows the same one, and at each turn a call runs once before
+    it is timed, or is repeated: what another one left in caches and allocator is not its cost.
 
     Args:
         runs: the calls.
@@ -46,6 +47,8 @@ def interleaved_times(
     for turn in range(repeats):
         turns = list(zip(runs, numbers, times, strict=True))
         for run, number, record in reversed(turns) if turn % 2 else turns:
+            if len(runs) > 1 and not at_least:
+                run()
             record.append(_elapsed(run, number, clock) / number)
     return [statistics.median(record) for record in times]
 
