@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from nablanets import GradNetC, GradNetM, GradNetMixture, Quadratic, fit
+from nablanets import GradNetC, GradNetM, GradNetMixture, Quadratic, SobolevTargets, fit
 from nablanets.baselines import MLP
 from nablanets.errors import InvalidInputError, UnknownNameError
 from nablanets.problems.fields import ConvexField, NonconvexField
@@ -177,14 +177,15 @@ def test_a_torch_without_muon_is_explained(monkeypatch):
 def test_auto_takes_levenberg_for_small_nets_only():
     auto = FitSettings(optimizer="auto")
     x, g = _samples(ConvexField(), 300)
-    assert resolve(auto, GradNetC(2, 7), x).optimizer == "levenberg"
-    assert resolve(auto, GradNetC(2, 100), x).optimizer == "adam"
-    assert resolve(auto, GradNetC(20, 7), torch.rand(5, 20)).optimizer == "adam"
+    assert resolve(auto, GradNetC(2, 7), x, g).optimizer == "levenberg"
+    assert resolve(auto, GradNetC(2, 100), x, g).optimizer == "adam"
+    assert resolve(auto, GradNetC(20, 7), torch.rand(5, 20), torch.rand(5, 20)).optimizer == "adam"
+    assert resolve(auto, GradNetC(2, 7), x, SobolevTargets(gradient=g)).optimizer == "adam"
     sampler = ConvexField().sample
-    assert resolve(auto, GradNetC(2, 7), sampler).optimizer == "adam"
+    assert resolve(auto, GradNetC(2, 7), sampler, None).optimizer == "adam"
     with pytest.raises(InvalidInputError, match="fixed samples"):
         fit(GradNetC(2, 3), sampler, validation=(x, g), optimizer="levenberg", progress=False)
-    assert resolve(auto.update(weight_decay=0.1), GradNetC(2, 7), x).optimizer == "adam"
+    assert resolve(auto.update(weight_decay=0.1), GradNetC(2, 7), x, g).optimizer == "adam"
     assert fit(GradNetC(2, 4), x, g, optimizer="auto", steps=40, progress=False).best_validation_db < -20
 
 

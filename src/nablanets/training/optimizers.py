@@ -45,7 +45,7 @@ def make_stepper(
     return Levenberg(nets, batches.epoch(), test, rows=settings.batch_size, halve_every=halve_every)
 
 
-def resolve(settings: FitSettings, net: nn.Module, x: Tensor | Sampler, g: object = None) -> FitSettings:
+def resolve(settings: FitSettings, net: nn.Module, x: Tensor | Sampler, g: object) -> FitSettings:
     """The settings with "auto" replaced by an optimiser.
 
     "auto" is Levenberg-Marquardt for at most 500 trained parameters and 16 features, fixed samples of complete
