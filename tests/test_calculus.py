@@ -17,12 +17,13 @@ from nablanets import (
     GradNetMixture,
     Quadratic,
     constrain,
+    export,
     fit,
     potential_between,
     verify,
 )
 from nablanets.baselines import icnn_gradient
-from nablanets.errors import ConvergenceError, InvalidInputError, SingularJacobianError
+from nablanets.errors import ConvergenceError, ExportError, InvalidInputError, SingularJacobianError
 from nablanets.maps import Sum
 from nablanets.newton import solve_monotone
 from nablanets.parameters import inverse_softplus
@@ -265,8 +266,8 @@ def test_a_failed_solve_is_reported_per_sample():
 
 
 CONJUGATE_CHECKS = (
-    checks.shapes, checks.samples_are_independent, checks.potential_along_paths, checks.operator,
-    checks.inverse_operations, checks.monotone, checks.nothing_is_changed, checks.copies, checks.second_derivatives,
+    checks.shapes, checks.samples_are_independent, checks.potential, checks.potential_along_paths, checks.jacobian,
+    checks.symmetry, checks.loops, checks.operator, checks.inverse_operations, checks.monotone, checks.nothing_is_changed, checks.copies, checks.second_derivatives,
 )  # fmt: skip
 
 
@@ -279,6 +280,13 @@ CONJUGATE_CHECKS = (
 def test_the_conjugate_is_a_gradient_map(build, check):
     torch.manual_seed(0)
     check(Conjugate(build().double()))
+
+
+def test_the_conjugate_has_a_certificate_and_says_that_it_cannot_be_exported(tmp_path):
+    conjugate = Conjugate(GradNetC(D, 5, 2, monotone=True).double())
+    assert verify.certificate(conjugate).passed
+    with pytest.raises(ExportError, match="cannot trace this Conjugate"):
+        export(conjugate, tmp_path / "conjugate.py", "numpy")
 
 
 def test_conjugate_against_closed_forms():
