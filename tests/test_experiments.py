@@ -225,9 +225,8 @@ def test_overrides_have_the_type_of_the_field():
 
 
 def test_names():
-    assert {"field2d-convex", "field2d-nonconvex", "terrain", "piecewise-quadratic", "nonconvex-fields"} <= set(
-        EXPERIMENTS
-    )
+    names = {"field2d-convex", "field2d-nonconvex", "terrain", "piecewise-quadratic", "nonconvex-fields", "sinusoid"}
+    assert names <= set(EXPERIMENTS)
     with pytest.raises(UnknownNameError, match="'field2d-convex'"):
         find_experiment("field2d-conves")
     for experiment in EXPERIMENTS.values():

@@ -9,6 +9,7 @@ from nablanets.experiments.base import Experiment
 from nablanets.experiments.efficiency import EfficiencyExperiment
 from nablanets.experiments.field2d import Field2DExperiment
 from nablanets.experiments.high_dimensional import HighDimensionalConfig, HighDimensionalExperiment
+from nablanets.experiments.sinusoid import SinusoidExperiment
 from nablanets.experiments.terrain import TerrainExperiment
 from nablanets.problems.fields import ConvexField, NonconvexField
 
@@ -28,6 +29,7 @@ EXPERIMENTS: dict[str, Experiment[Any]] = {
         Field2DExperiment(ConvexField()),
         Field2DExperiment(NonconvexField()),
         TerrainExperiment(),
+        SinusoidExperiment(),
         HighDimensionalExperiment(
             "piecewise-quadratic",
             "Learn the paper's convex piecewise quadratic field at d = 32, 256, 1024, by training and identification.",

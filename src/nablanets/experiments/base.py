@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
 
 from matplotlib.figure import Figure
@@ -13,6 +14,7 @@ from torch import nn
 
 from nablanets.errors import InvalidInputError, unknown_name
 from nablanets.training.loop import Report
+from nablanets.training.settings import HistoryRow
 
 if TYPE_CHECKING:
     from nablanets.experiments.store import RunFolder
@@ -59,6 +61,8 @@ class Config(Protocol):
 
 
 C = TypeVar("C", bound=Config)
+#: Told of each validation, with the seed.
+SeedReport = Callable[[int, HistoryRow], None]
 
 
 class Experiment(ABC, Generic[C]):
@@ -85,6 +89,13 @@ class Experiment(ABC, Generic[C]):
     @abstractmethod
     def run_part(self, config: C, arm: str, seed: int, report: Report) -> PartResult:
         """Train and measure one arm with one seed."""
+
+    def run_arm(
+        self, config: C, arm: str, seeds: Sequence[int], report: SeedReport
+    ) -> Iterator[tuple[int, PartResult]]:
+        """Train and measure one arm with several seeds, here one after the other."""
+        for seed in seeds:
+            yield seed, self.run_part(config, arm, seed, partial(report, seed))
 
     @abstractmethod
     def pictures(self, config: C, run: RunFolder) -> Iterator[Picture]:

@@ -49,24 +49,23 @@ def run_experiment(
     chosen = _chosen(experiment.arms(config), arms)
     description = {"experiment": experiment.name, "preset": preset, "seeds": seeds, "config": asdict(config)}
     run = RunFolder.begin(out, description, resume=resume)
-    parts = [(arm, seed) for arm in chosen for seed in range(seeds)]
     finished = run.finished()
+    missing = {arm: [seed for seed in range(seeds) if (arm, seed) not in finished] for arm in chosen}
+    total, left = len(chosen) * seeds, sum(map(len, missing.values()))
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
     with Progress(*columns, console=console, disable=console is None) as progress:
-        task = progress.add_task(experiment.name, total=len(parts), completed=sum(part in finished for part in parts))
-        for arm, seed in parts:
-            if (arm, seed) in finished:
-                continue
+        task = progress.add_task(experiment.name, total=total, completed=total - left)
+        for arm in (arm for arm in chosen if missing[arm]):
 
-            def report(row: HistoryRow, arm: str = arm, seed: int = seed) -> None:
+            def report(seed: int, row: HistoryRow, arm: str = arm) -> None:
                 run.log(arm, seed, row)
                 status = f"{arm} seed {seed}  step {row.step}  {decibels(row.validation_error):.1f} dB"
                 progress.update(task, description=status)
 
-            progress.update(task, description=f"{arm} seed {seed}")
-            result = experiment.run_part(config, arm, seed, report)
-            run.add(Row(arm, seed, result.parameters, result.seconds, result.metrics), result.model)
-            progress.advance(task)
+            progress.update(task, description=arm)
+            for seed, result in experiment.run_arm(config, arm, missing[arm], report):
+                run.add(Row(arm, seed, result.parameters, result.seconds, result.metrics), result.model)
+                progress.advance(task)
         progress.update(task, description="writing the report")
         page = write_report(experiment, config, run)
     if console is not None:

@@ -132,8 +132,15 @@ class RunFolder:
 
     def history(self, arm: str, seed: int) -> list[HistoryRow]:
         """The learning curve of a part."""
-        lines = (line for line in self._metrics() if (line["arm"], line["seed"]) == (arm, seed))
-        return [HistoryRow(**{name: line[name] for name in HistoryRow._fields}) for line in lines]
+        return self.histories().get((arm, seed), [])
+
+    def histories(self) -> dict[tuple[str, int], list[HistoryRow]]:
+        """All learning curves, by arm and seed."""
+        curves: dict[tuple[str, int], list[HistoryRow]] = {}
+        for line in self._metrics():
+            row = HistoryRow(**{name: line[name] for name in HistoryRow._fields})
+            curves.setdefault((line["arm"], line["seed"]), []).append(row)
+        return curves
 
     def figure_path(self, name: str) -> Path:
         return self.path / "figures" / f"{name}.png"

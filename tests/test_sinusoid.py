@@ -1,0 +1,223 @@
+"""The sinusoid study: its networks, their training as one program, the tests it makes, and its page."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from nablanets import GradientResidual
+from nablanets.baselines import count_parameters
+from nablanets.errors import InvalidInputError, UnknownNameError
+from nablanets.experiments import find_experiment
+from nablanets.experiments.comparison import compare, holm
+from nablanets.experiments.runner import run_experiment
+from nablanets.experiments.sinusoid import _conclusions
+from nablanets.experiments.sinusoid_arms import METHODS, SKIPS, SinusoidConfig, SinusoidNet, choose, train
+from nablanets.experiments.store import RunFolder
+from nablanets.problems.sinusoid import Sinusoid
+from nablanets.training import FitSettings, fit, fit_many
+
+# One worker runs this module, so that its run is made once.
+pytestmark = pytest.mark.xdist_group("sinusoid")
+
+_SMALL = replace(
+    find_experiment("sinusoid").preset("quick"),
+    frequencies=(1,), rates=(3e-3,), width=16, steps=200, batch_size=30, trial_steps=60, trial_seeds=1, validation_samples=100,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    out = tmp_path_factory.mktemp("sinusoid")
+    return run_experiment(find_experiment("sinusoid"), _SMALL, preset="quick", seeds=4, out=out)
+
+
+def test_the_clear_cases_come_out(run):
+    """Zero has a test MSE of 0.5 and noise a variance of 0.01; SIREN would need a lower rate."""
+    errors = {m: [r.metrics["test_mse"] for r in run.rows() if r.arm == f"{m}-1"] for m in METHODS}
+    assert all(len(values) == 4 and len(set(values)) == 4 for values in errors.values())
+    mean = {method: np.mean(values) for method, values in errors.items()}
+    assert max(mean[method] for method in (*SKIPS, "wider")) < 0.15
+    assert mean["wider"] < mean["standard"]
+    assert mean["fourier"] < 0.25
+    for row in (r for r in run.rows() if r.arm != "siren-1"):
+        assert row.metrics["validation_mse"] == pytest.approx(row.metrics["test_mse"] + 0.01, abs=0.05)
+
+
+def test_the_page_states_what_the_numbers_say(run):
+    page = (run.path / "report.html").read_text(encoding="utf-8")
+    standard = np.mean([r.metrics["test_mse"] for r in run.rows() if r.arm == "standard-1"])
+    assert f"the standard skip has a test MSE of {standard:.4f}" in page
+    assert page.count("data:image/png;base64,") == 2
+    (sheet,) = find_experiment("sinusoid").sheets(_SMALL, run)
+    assert [row[0] for row in sheet.rows] == [f"{m}-1" for m in METHODS if m != "standard"]
+    fourier = np.mean([r.metrics["test_mse"] for r in run.rows() if r.arm == "fourier-1"])
+    assert {row[0]: row[1] for row in sheet.rows}["fourier-1"] == f"{fourier / standard:.3f}"
+    assert len(run.histories()) == 4 * len(METHODS)
+
+
+def test_a_kept_network_has_the_error_of_its_row(run):
+    x, y = Sinusoid(1).grid(_SMALL.test_points)
+    for method in ("gradient-full", "fourier", "random"):
+        row = next(r for r in run.rows() if (r.arm, r.seed) == (f"{method}-1", 0))
+        with torch.no_grad():
+            error = float((run.load_model(f"{method}-1", 0)(x) - y).square().mean())
+        assert error == pytest.approx(row.metrics["test_mse"], rel=1e-4)
+    assert len(list((run.path / "models").iterdir())) == len(METHODS)
+
+
+def test_a_resumed_arm_trains_only_the_missing_seeds_and_to_the_same_numbers(tmp_path):
+    experiment = find_experiment("sinusoid")
+    config = replace(_SMALL, methods=("gradient",), steps=20, rates=(3e-3,))
+    whole = run_experiment(experiment, config, preset="quick", seeds=3, out=tmp_path / "whole")
+    parts = RunFolder.begin(tmp_path / "parts", whole.description(), resume=False)
+    first = whole.rows()[0]
+    parts.add(first, whole.load_model("gradient-1", 0))
+    trained = []
+    original = experiment.run_arm
+    experiment.run_arm = lambda c, arm, seeds, report: trained.append(seeds) or original(c, arm, seeds, report)
+    try:
+        resumed = run_experiment(experiment, config, preset="quick", seeds=3, out=parts.path, resume=True)
+    finally:
+        del experiment.run_arm
+    assert trained == [[1, 2]]
+    assert [r.metrics for r in resumed.rows()] == [r.metrics for r in whole.rows()]
+
+
+@pytest.mark.parametrize("method", ["gradient", "gradient-full", "gradient-probe", "magnitude", "random"])
+def test_the_batched_program_trains_each_seed_as_a_loop_would(method):
+    x, y = (t.double() for t in Sinusoid(4).sample(200, torch.Generator().manual_seed(0)))
+    settings = FitSettings(steps=30, batch_size=20, seed=5)
+
+    def build():
+        return SinusoidNet(method, 8, 2, alpha=1.0).double()
+
+    members = fit_many(build, x, y, seeds=[2, 5], validation=(x, y), settings=settings)
+    torch.manual_seed(5)
+    net = build()
+    before = net(x).detach()
+    result = fit(net, x, y, validation=(x, y), settings=settings, progress=False)
+    torch.testing.assert_close(members[1].net(x), net(x), rtol=1e-8, atol=1e-9)
+    assert members[1].result.best_validation_error == pytest.approx(result.best_validation_error, rel=1e-8)
+    assert not torch.allclose(net(x), before, atol=1e-3)
+    assert not torch.allclose(members[0].net(x), net(x), atol=1e-3)
+
+
+def test_arms_have_the_parameters_they_should():
+    count = {method: count_parameters(SinusoidNet(method)) for method in METHODS}
+    plain = 6 * (64 * 64 + 64) + 2 * 64 + 65
+    extra = {"scalar": 3, "gradient-probe": 3 * 64, "fourier": -128}
+    assert {m: n - plain for m, n in count.items() if m != "wider"} == {
+        m: extra.get(m, 0) for m in METHODS if m != "wider"
+    }
+    products = 6 * 78 * 78 / (6 * 64 * 64)
+    assert products == pytest.approx(1.5, rel=0.02)
+    assert count["wider"] == 6 * (78 * 78 + 78) + 2 * 78 + 79
+    with pytest.raises(UnknownNameError, match="'gradient'"):
+        SinusoidNet("gradiant")
+    with pytest.raises(UnknownNameError, match="'relu'"):
+        SinusoidNet("gradient", activation="rel")
+
+
+def test_every_arm_carries_what_its_name_says():
+    x = torch.randn(7, 16)
+    s = torch.sigmoid(torch.tensor(1.0))
+
+    def skip(method):
+        torch.manual_seed(0)
+        layer = SinusoidNet(method, 16, 1, alpha=1.0).layers[1]
+        assert isinstance(layer, GradientResidual)
+        return layer(x) - layer.block(x), layer
+
+    def unit(g):
+        return g / g.norm(dim=-1, keepdim=True)
+
+    g = skip("gradient")[1].gradient(x)
+    expected = {
+        "standard": x,
+        "no-skip": 0 * x,
+        "scalar": x,
+        "damped": (1 - s) * x,
+        "pure": unit(g),
+        "gradient": (1 - s) * x + s * unit(g),
+        "gradient-probe": (1 - s) * x + s * unit(g),
+        "gradient-full": (1 - s) * x + s * g,
+    }
+    for method, value in expected.items():
+        torch.testing.assert_close(skip(method)[0], value, rtol=1e-4, atol=1e-5)
+    vector = (skip("random")[0] - (1 - s) * x) / s
+    torch.testing.assert_close(vector.norm(dim=-1), torch.ones(7), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(vector, vector[:1].expand(7, 16), rtol=1e-4, atol=1e-5)
+
+
+def test_rates_and_alphas_are_chosen_by_validation_error():
+    config = replace(_SMALL, rates=(1e-7, 3e-3), alphas=(-3.0, 3.0))
+    assert choose(config, "fourier", 1) == (0.0, 3e-3)
+    chosen = choose(config, "gradient", 1)
+    errors = {
+        (alpha, m.settings.learning_rate): m.result.best_validation_error
+        for alpha in config.alphas
+        for m in train(config, ("gradient", 1), alpha, config.rates, seeds=[1000], steps=config.trial_steps)
+    }
+    assert chosen == min(errors, key=errors.__getitem__)
+    assert choose(config, "damped", 1).alpha == choose(config, "random", 1).alpha == chosen.alpha
+
+
+def test_paired_tests_find_a_shift_and_not_a_difference_of_seeds():
+    rng = np.random.default_rng(0)
+    seeds = rng.normal(1, 0.3, 30)
+    arms = {"shifted": seeds - 0.05 + rng.normal(0, 0.05, 30), "same": seeds + rng.normal(0, 0.05, 30), "equal": seeds}
+    found = compare(seeds, arms)
+    assert max(found["shifted"].p_t, found["shifted"].p_wilcoxon) < 0.01 < 0.05 < found["same"].p_t
+    assert stats.ttest_ind(arms["shifted"], seeds).pvalue > 0.1
+    assert found["shifted"].interval[0] < -0.05 < found["shifted"].interval[1] < 0
+    assert found["shifted"].effect == pytest.approx(-1, abs=0.4)
+    assert found["equal"] == (1.0, 0.0, (0.0, 0.0), 0.0, 1.0, 1.0)
+    alone = compare(seeds, {"shifted": arms["shifted"]})["shifted"]
+    assert alone.p_t == pytest.approx(stats.ttest_rel(arms["shifted"], seeds).pvalue)
+    assert found["shifted"].p_t == pytest.approx(3 * alone.p_t)
+    assert holm({"a": 0.03, "b": 0.02}) == {"a": 0.04, "b": 0.04}
+    with pytest.raises(InvalidInputError, match="at least three pairs"):
+        compare([1.0, 2.0], {"a": [1.0, 2.0]})
+
+
+def test_conclusions_follow_the_errors():
+    rng = np.random.default_rng(0)
+    standard = [value for value in rng.uniform(0.2, 0.3, 5) for _ in range(2)]
+
+    def times(factor):
+        return [factor * value * (1 + 0.01 * (-1) ** k) for k, value in enumerate(standard)]
+
+    good = _conclusions(16, {"standard": standard, "damped": times(1.5), "gradient": times(0.4), "scalar": times(1.0)})
+    assert (
+        "better than it: gradient (0.40); worse than it: damped (1.50); not distinguishable from it: scalar" in good[0]
+    )
+    assert "gradient, has 0.40 times the test MSE of the best control of its size, s" in good[1]
+    assert good[1].count("at most half") == 1
+    bad = _conclusions(16, {"standard": standard, "damped": times(0.5), "gradient": times(0.7)})
+    assert "gradient, has 1.40 times the test MSE of the best control of its size, damped" in bad[1]
+    assert "more than half" in bad[1]
+    assert "too few seeds" in _conclusions(16, {"standard": standard[:2], "gradient": standard[:2]})[0]
+
+
+def test_the_sinusoid_and_its_noise():
+    problem = Sinusoid(16, noise=0.1)
+    x, y = problem.sample(20_000, torch.Generator().manual_seed(0))
+    assert x.shape == y.shape == (20_000, 1)
+    assert -1 <= x.min() < -0.99 < 0.99 < x.max() <= 1
+    assert float((y - torch.sin(16 * torch.pi * x)).std()) == pytest.approx(0.1, rel=0.03)
+    points, values = problem.grid(2000)
+    assert torch.equal(values, torch.sin(16 * torch.pi * points))
+    assert int((values[1:] * values[:-1] < 0).sum()) == 31
+    assert float(values.square().mean()) == pytest.approx(0.5, rel=1e-3)
+    with pytest.raises(InvalidInputError, match="frequency > 0"):
+        Sinusoid(0)
+
+
+def test_unknown_methods_are_refused():
+    with pytest.raises(UnknownNameError, match="'damped'"):
+        find_experiment("sinusoid").arms(SinusoidConfig(methods=("dampd",)))
