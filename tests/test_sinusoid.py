@@ -175,8 +175,9 @@ def test_paired_tests_find_a_shift_and_not_a_difference_of_seeds():
     assert max(found["shifted"].p_t, found["shifted"].p_wilcoxon) < 0.01 < 0.05 < found["same"].p_t
     assert stats.ttest_ind(arms["shifted"], seeds).pvalue > 0.1
     assert found["shifted"].interval[0] < -0.05 < found["shifted"].interval[1] < 0
+    assert found["shifted"].median_ratio == pytest.approx(np.median(arms["shifted"]) / np.median(seeds))
     assert found["shifted"].effect == pytest.approx(-1, abs=0.4)
-    assert found["equal"] == (1.0, 0.0, (0.0, 0.0), 0.0, 1.0, 1.0)
+    assert found["equal"] == (1.0, 1.0, 0.0, (0.0, 0.0), 0.0, 1.0, 1.0)
     alone = compare(seeds, {"shifted": arms["shifted"]})["shifted"]
     assert alone.p_t == pytest.approx(stats.ttest_rel(arms["shifted"], seeds).pvalue)
     assert found["shifted"].p_t == pytest.approx(3 * alone.p_t)

@@ -15,12 +15,14 @@ from nablanets.errors import InvalidInputError
 class Comparison(NamedTuple):
     """How the errors of an arm differ from those of a reference.
 
-    ``interval`` is that of 95 % confidence for the mean difference; ``effect`` the mean difference in units of its
-    standard deviation over seeds (Cohen's d_z); the p values are those of the paired t-test and of Wilcoxon's signed
-    rank test, by Holm's method for all arms of the comparison.
+    ``ratio`` and ``median_ratio`` are those of the means and medians; ``interval`` is that of 95 % confidence for the
+    mean difference; ``effect`` the mean difference in units of its standard deviation over seeds (Cohen's d_z); the p
+    values are those of the paired t-test and of Wilcoxon's signed rank test, by Holm's method for all arms of the
+    comparison.
     """
 
     ratio: float
+    median_ratio: float
     difference: float
     interval: tuple[float, float]
     effect: float
@@ -51,8 +53,8 @@ def compare(reference: Sequence[float], arms: Mapping[str, Sequence[float]]) -> 
         mean, deviation = float(d.mean()), float(d.std(ddof=1))
         half = float(stats.t.ppf(0.975, count - 1)) * deviation / count**0.5
         effect = mean / deviation if deviation else math.copysign(math.inf, mean) if mean else 0.0
-        ratio = 1 + mean / float(base.mean())
-        found[name] = Comparison(ratio, mean, (mean - half, mean + half), effect, p_t[name], p_wilcoxon[name])
+        ratios = 1 + mean / float(base.mean()), float(np.median(base + d) / np.median(base))
+        found[name] = Comparison(*ratios, mean, (mean - half, mean + half), effect, p_t[name], p_wilcoxon[name])
     return found
 
 

@@ -74,7 +74,7 @@ class SinusoidConfig:
     rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
     alphas: tuple[float, ...] = (-3.0, 0.0, 3.0)
     trial_steps: int = 2000
-    trial_seeds: int = 2
+    trial_seeds: int = 4
 
 
 class Choice(NamedTuple):
