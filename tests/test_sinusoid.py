@@ -197,11 +197,20 @@ def test_conclusions_follow_the_errors():
     assert (
         "better than it: gradient (0.40); worse than it: damped (1.50); not distinguishable from it: scalar" in good[0]
     )
-    assert "gradient, has 0.40 times the test MSE of the best control of its size, s" in good[1]
+    assert (
+        "gradient, has 0.40 times the mean test MSE (0.40 times the median) of the best control of its size, s"
+        in good[1]
+    )
     assert good[1].count("at most half") == 1
     bad = _conclusions(16, {"standard": standard, "damped": times(0.5), "gradient": times(0.7)})
-    assert "gradient, has 1.40 times the test MSE of the best control of its size, damped" in bad[1]
+    assert (
+        "gradient, has 1.40 times the mean test MSE (1.40 times the median) of the best control of its size, damped"
+        in bad[1]
+    )
     assert "more than half" in bad[1]
+    lucky = [0.1 * standard[0], *(0.9 * standard[k] + 0.3 * (k % 2) for k in range(1, 10))]
+    assert "the difference is significant" in good[1]
+    assert "the difference is not significant" in _conclusions(16, {"standard": standard, "gradient": lucky})[1]
     assert "too few seeds" in _conclusions(16, {"standard": standard[:2], "gradient": standard[:2]})[0]
 
 

@@ -199,11 +199,13 @@ def _conclusions(d: int, errors: dict[str, list[float]]) -> list[str]:
     best, control = (_best(errors, group) for group in (CARRYING, CONTROLS))
     if best and control:
         c = compare(errors[control], {best: errors[best]})[best]
-        verdict = "at most" if c.ratio <= 0.5 else "more than"
+        verdict = f"{'at most' if c.ratio <= 0.5 else 'more than'} half"
+        certain = "significant" if c.p_t < _LEVEL else "not significant"
         texts.append(
-            f"d = {d}: the best arm that carries a gradient, {best}, has {c.ratio:.2f} times the test MSE of the best "
-            f"control of its size, {control} (paired t-test p = {c.p_t:.1g}, effect {c.effect:.2f}): {verdict} half. Both were picked "
-            "by these test errors, so p is too small rather than too large."
+            f"d = {d}: the best arm that carries a gradient, {best}, has {c.ratio:.2f} times the mean test MSE "
+            f"({c.median_ratio:.2f} times the median) of the best control of its size, {control}: {verdict}; the "
+            f"difference is {certain} (paired t-test p = {c.p_t:.1g}, effect {c.effect:+.2f}). Both were picked by these "
+            "test errors, so p is too small rather than too large."
         )
     return texts
 
