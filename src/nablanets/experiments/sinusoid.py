@@ -45,6 +45,7 @@ class SinusoidExperiment(Experiment[SinusoidConfig]):
             rates=(3e-4, 3e-3),
             alphas=(3.0,),
             trial_steps=100,
+            validation_samples=200,
             test_points=500,
         ),
         "paper": SinusoidConfig(),

@@ -150,14 +150,13 @@ def train(
     """Networks of an arm (method and frequency) with each rate and seed."""
     method, frequency = arm
     problem, generator = Sinusoid(frequency, config.noise), torch.Generator().manual_seed(frequency)
-    settings = FitSettings(steps=steps, batch_size=config.batch_size, validate_every=max(1, steps // 50))
     return fit_many(
         partial(SinusoidNet, method, config.width, config.blocks, alpha, config.activation),
         *problem.sample(config.samples, generator),
         validation=problem.sample(config.validation_samples, generator),
         seeds=seeds,
         grid={"learning_rate": rates},
-        settings=settings,
+        settings=FitSettings(steps=steps, batch_size=config.batch_size),
     )
 
 
