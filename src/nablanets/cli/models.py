@@ -1,10 +1,7 @@
-"""The command line: `nablanets` and `python -m nablanets`."""
+"""Commands about models of vector fields: fit, apply, verify, export."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
-from dataclasses import fields
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,17 +9,11 @@ from typing import Annotated, Any
 import pandas as pd
 import torch
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from nablanets import verify as verification
 from nablanets.baselines import count_parameters
-from nablanets.errors import InvalidInputError, NablaError, ShapeError
-from nablanets.experiments import EXPERIMENTS, find_experiment
-from nablanets.experiments.base import override
-from nablanets.experiments.report import results_table, write_report
-from nablanets.experiments.runner import run_experiment
-from nablanets.experiments.store import RunFolder
+from nablanets.cli.app import app, console
+from nablanets.errors import InvalidInputError, ShapeError
 from nablanets.interop import export as export_map
 from nablanets.maps import GradientMap, GradNetC, GradNetM
 from nablanets.serialization import load, save
@@ -31,91 +22,10 @@ from nablanets.training import decibels, error, standardised
 from nablanets.training import fit as fit_network
 from nablanets.training.settings import FitSettings
 
-app = typer.Typer(
-    help="Neural networks that are gradients: experiments, fitting, verification.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
-# Where output goes to a file there is no width to respect, and tables should stay whole.
-console = Console(width=None if sys.stdout.isatty() else 130)
 _MAPS = {"gradnet-c": GradNetC, "gradnet-m": GradNetM}
 
 XColumns = Annotated[str | None, typer.Option(help="Comma-separated point columns; x1..xd if not given.")]
 GColumns = Annotated[str | None, typer.Option(help="Comma-separated gradient columns; g1..gd if not given.")]
-
-
-@app.command("list")
-def list_experiments() -> None:
-    """List the experiments."""
-    table = Table()
-    for title in ("experiment", "what it does"):
-        table.add_column(title)
-    for name, experiment in EXPERIMENTS.items():
-        table.add_row(name, experiment.summary)
-    console.print(table)
-
-
-@app.command()
-def show(name: str) -> None:
-    """Show an experiment: protocol, arms, presets and settings."""
-    experiment = find_experiment(name)
-    console.print(f"{experiment.name}: {experiment.summary}\n", highlight=False)
-    for note in experiment.notes(experiment.preset("paper")):
-        console.print(note + "\n", highlight=False)
-    console.print("arms: " + ", ".join(experiment.arms(experiment.preset("paper"))), highlight=False)
-    table = Table(title="settings (change them with --set key=value)")
-    for title in ("setting", *experiment.presets):
-        table.add_column(title)
-    configs = experiment.presets.values()
-    for field in fields(next(iter(configs))):
-        table.add_row(field.name, *(str(getattr(config, field.name)) for config in configs))
-    table.add_row("seeds (--seeds)", *(str(experiment.seeds[preset]) for preset in experiment.presets))
-    console.print(table)
-
-
-@app.command()
-def run(
-    name: str,
-    preset: Annotated[str, typer.Option(help="quick or paper.")] = "quick",
-    out: Annotated[Path | None, typer.Option(help="Run folder; runs/NAME-PRESET if not given.")] = None,
-    seeds: Annotated[int | None, typer.Option(min=1, help="Number of seeds; the preset's if not given.")] = None,
-    arms: Annotated[str | None, typer.Option(help="Only these arms, a,b,c; others can join later by --resume.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="key=value; can be repeated.")] = None,
-) -> None:
-    """Run an experiment with its baselines, and write a report."""
-    torch.set_num_threads(1)
-    experiment = find_experiment(name)
-    config = override(experiment.preset(preset), set_ or [])
-    folder = out or Path("runs") / f"{experiment.name}-{preset}"
-    count = experiment.seeds[preset] if seeds is None else seeds
-    wanted = None if arms is None else arms.split(",")
-    try:
-        run_experiment(
-            experiment, config, preset=preset, seeds=count, out=folder, arms=wanted, resume=resume, console=console
-        )
-    except KeyboardInterrupt:
-        console.print(f"\nInterrupted. Finished parts are in {folder}; give the same command with --resume to go on.")
-        raise typer.Exit(130) from None
-
-
-@app.command()
-def report(folders: Annotated[list[Path], typer.Argument(metavar="DIR...")]) -> None:
-    """Write the reports of run folders again, and print their tables."""
-    for folder in folders:
-        run_folder = RunFolder.open(folder)
-        description = run_folder.description()
-        experiment = find_experiment(description["experiment"])
-        config = type(experiment.preset("paper"))(**_as_tuples(description["config"]))
-        page = write_report(experiment, config, run_folder)
-        console.print(results_table(experiment, run_folder))
-        console.print(f"Report: {page.resolve()}", soft_wrap=True)
-
-
-def _as_tuples(config: dict[str, Any]) -> dict[str, Any]:
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in config.items()}
 
 
 @app.command()
@@ -226,12 +136,3 @@ def _load_map(path: Path) -> GradientMap:
     if not isinstance(net, GradientMap):
         raise InvalidInputError(f"{path} holds a {type(net).__name__}, which is no gradient map.")
     return net
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line; errors of ours become one message on standard error and exit code 2."""
-    try:
-        app(args=None if arguments is None else list(arguments), prog_name="nablanets")
-    except NablaError as error:
-        Console(stderr=True).print(f"nablanets: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
-        sys.exit(2)
