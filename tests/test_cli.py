@@ -105,6 +105,17 @@ def test_arms_can_be_chosen_and_join_later(capsys, tmp_path):
     assert "'gradnet-c'" in err
 
 
+def test_data_by_name(capsys):
+    code, out, _ = call(capsys, "data", "list")
+    assert code == 0
+    for word in ("fashion-mnist", "MIT", "NABLANETS_DATA", "scikit-learn"):
+        assert word in out
+    code, out, _ = call(capsys, "data", "get", "digits")
+    assert code == 0
+    assert "licence: BSD-3" in out
+    assert str(Path("sklearn", "datasets", "data")) in out
+
+
 def test_fit_apply_verify(capsys, tmp_path, samples):
     model, applied = tmp_path / "m.safetensors", tmp_path / "out.parquet"
     code, out, _ = call(capsys, "fit", samples, "--out", model, "--steps", 400, "--hidden", 16, "--monotone")
@@ -173,6 +184,7 @@ def test_export(capsys, tmp_path):
         (["export", "three.safetensors", "--format", "nunpy", "--out", "f.py"], "'numpy'"),
         (["export", "three.safetensors", "--format", "numpy", "--out", "f.onnx"], "ends in .py"),
         (["run", "field2d-convex", "--out", "samples.csv/run"], "cannot write"),
+        (["data", "get", "fashion-mnits"], "'fashion-mnist'"),
     ],
 )
 def test_errors_teach_and_leave_nothing_behind(capsys, samples, monkeypatch, arguments, message):
@@ -209,12 +221,17 @@ FLAGS = {
     "apply": {"--out", "--x-columns", "--g-columns"},
     "verify": {"--points", "--x-columns"},
     "export": {"--format", "--out"},
+    "data list": set(),
+    "data get": set(),
 }  # fmt: skip
 
 
 def test_commands_and_flags_are_frozen():
     """People and scripts rely on these names: a change here is a decision, not an accident."""
-    commands = typer.main.get_command(app).commands
+    commands = {}
+    for name, command in typer.main.get_command(app).commands.items():
+        inner = getattr(command, "commands", None)
+        commands |= {name: command} if inner is None else {f"{name} {n}": c for n, c in inner.items()}
     flags = {n: {o for p in c.params for o in p.opts if o.startswith("--")} - {"--help"} for n, c in commands.items()}
     assert flags == FLAGS
 
