@@ -13,24 +13,11 @@ from torch import Tensor, nn
 
 from nablanets.errors import unknown_name
 from nablanets.problems.sinusoid import Sinusoid
-from nablanets.residual import GradientResidual
+from nablanets.residual.arms import ARMS, residual
 from nablanets.serialization import savable
 from nablanets.training import FitSettings, Member, fit_many
 
-#: What the skip of each arm carries.
-SKIPS: dict[str, dict[str, Any]] = {
-    "standard": {"skip": "identity"},
-    "no-skip": {"skip": "none"},
-    "scalar": {"skip": "scalar"},
-    "damped": {"skip": "damped"},
-    "random": {"skip": "random"},
-    "magnitude": {"skip": "magnitude"},
-    "pure": {"skip": "pure"},
-    "gradient": {"skip": "gradient"},
-    "gradient-full": {"skip": "gradient", "normalize": "none", "stop_gradient": False},
-    "gradient-probe": {"skip": "gradient", "probe": "learned"},
-}
-METHODS = (*SKIPS, "wider", "fourier", "siren")
+METHODS = (*ARMS, "wider", "fourier", "siren")
 #: Arms that carry gradients, and the controls of their size that carry none.
 CARRYING = ("magnitude", "pure", "gradient", "gradient-full", "gradient-probe")
 CONTROLS = ("standard", "no-skip", "scalar", "damped", "random")
@@ -111,7 +98,7 @@ class SinusoidNet(nn.Module):
             return
         width = round(1.5**0.5 * width) if method == "wider" else width
         first = FourierFeatures(width, _FOURIER_DEVIATION) if method == "fourier" else nn.Linear(1, width)
-        skip = SKIPS.get(method, SKIPS["standard"])
+        skip = ARMS.get(method, ARMS["standard"])
         middle = [_residual(width, _ACTIVATIONS[activation], alpha, skip) for _ in range(blocks)]
         self.layers = nn.Sequential(first, *middle, nn.Linear(width, 1))
 
@@ -179,7 +166,7 @@ def choose(config: SinusoidConfig, method: str, frequency: int) -> Choice:
 
 def _residual(width: int, activation: type[nn.Module], alpha: float, skip: dict[str, Any]) -> nn.Module:
     block = nn.Sequential(nn.Linear(width, width), activation(), nn.Linear(width, width))
-    return GradientResidual(block, alpha, learn_alpha=False, **skip)
+    return residual(block, {**skip, "alpha": alpha, "learn_alpha": False})
 
 
 @torch.no_grad()
