@@ -25,6 +25,7 @@ from nablanets import (
 )
 from nablanets.activations import ACTIVATIONS, GroupActivation
 from nablanets.baselines import MLP, convex_ridge, icnn_gradient, mlp_potential
+from nablanets.dynamics import Kinetic
 from nablanets.maps import Constant, generated_group
 
 
@@ -88,6 +89,8 @@ CASES = [
     Case("quadratic-monotone", lambda: Quadratic(D, 2, monotone=True)),
     Case("quadratic-diagonal", lambda: Quadratic(D, 0)),
     Case("plus-constant", lambda: _softmax_m() + Constant(torch.randn(D))),
+    Case("masses-plus-network", lambda: Kinetic([1.0, 2.0, 4.0]) + GradNetC(D, 5, 2)),
+    Case("mass-matrix-plus-network", lambda: Kinetic((torch.eye(D) + 0.5).tolist()) + _softmax_m()),
     Case("constrained", lambda: constrain(GradNetC(D, 5, 2, activation="tanh"), lower=-0.1, upper=0.2)),
     Case("constrained-monotone", lambda: constrain(GradNetM(D, 5, 2), lower=0.1, upper=2.0)),
     Case("mixture", lambda: GradNetMixture([Quadratic(D, monotone=True), _monotone_c(), _softmax_m()], sharpness=2.0)),

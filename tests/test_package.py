@@ -13,7 +13,7 @@ SOURCE = Path(nablanets.__file__).parent
 #: From the bottom up; a module may import from rooms before its own.
 ROOMS = [
     "errors", "parameters", "intervals", "quadrature", "serialization", "activations", "operators", "residual", "newton",
-    "maps", "baselines", "verify", "datasets", "problems", "tables", "training", "images", "interop", "experiments", "cli",
+    "maps", "baselines", "verify", "datasets", "problems", "tables", "training", "dynamics", "images", "interop", "experiments", "cli",
 ]  # fmt: skip
 
 

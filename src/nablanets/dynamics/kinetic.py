@@ -1,0 +1,77 @@
+"""The kinetic energy of fixed masses as a gradient map."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nablanets.errors import InvalidInputError, ShapeError
+from nablanets.maps import GradientMap
+from nablanets.operators import GramTerm, StructuredOperator, SymmetricOperator
+from nablanets.serialization import savable
+
+
+@savable
+class Kinetic(GradientMap):
+    r"""f(p) = M^{-1} p, the gradient of T(p) = p . M^{-1} p / 2. The masses are fixed, not trained.
+
+    For masses to be learned take ``Quadratic(n, 0, monotone=True, bias=False)``, whose diagonal is 1 / m.
+
+    Args:
+        mass: the masses, (n), or a symmetric positive definite mass matrix, (n, n).
+
+    Raises:
+        ShapeError: another shape.
+        InvalidInputError: a mass that is not positive, or a matrix that is not symmetric positive definite.
+
+    >>> Kinetic([1.0, 4.0])(torch.ones(2)).tolist()
+    [1.0, 0.25]
+    """
+
+    inverse_mass: Tensor
+
+    def __init__(self, mass: Tensor | Sequence[Any]) -> None:
+        mass = torch.as_tensor(mass).detach()
+        if not mass.is_floating_point():
+            mass = mass.to(torch.get_default_dtype())
+        if mass.ndim not in (1, 2) or mass.shape[0] != mass.shape[-1]:
+            raise ShapeError(f"Kinetic: expected masses (n) or a mass matrix (n, n), got shape {tuple(mass.shape)}.")
+        super().__init__(mass.shape[0], monotone=True)
+        self._mass = mass.tolist()
+        self.register_buffer("inverse_mass", _inverse(mass))
+
+    def config(self) -> dict[str, Any]:
+        return {"mass": self._mass}
+
+    def _forward(self, p: Tensor) -> Tensor:
+        return p * self.inverse_mass if self.inverse_mass.ndim == 1 else p @ self.inverse_mass
+
+    def _potential(self, p: Tensor) -> Tensor:
+        return (self._forward(p) * p).sum(dim=-1) / 2
+
+    def curvature_envelope(self) -> tuple[Tensor, Tensor]:
+        matrix = torch.diag(self.inverse_mass) if self.inverse_mass.ndim == 1 else self.inverse_mass
+        return matrix, matrix
+
+    def _jacobian(self, p: Tensor) -> SymmetricOperator:
+        terms: tuple[GramTerm, ...] = ()
+        shift: Tensor | None = self.inverse_mass
+        if self.inverse_mass.ndim == 2:
+            factor = torch.linalg.cholesky(self.inverse_mass).mT
+            terms, shift = (GramTerm(factor, torch.ones_like(factor[0])),), None
+        return StructuredOperator(self.features, terms, shift, positive_semidefinite=True, batch_shape=p.shape[:-1])
+
+
+def _inverse(mass: Tensor) -> Tensor:
+    """The inverse masses, or the inverse of a mass matrix."""
+    if mass.ndim == 1:
+        if not bool((mass > 0).all()):
+            raise InvalidInputError(f"Kinetic: expected positive masses, got {mass.tolist()}.")
+        return mass.reciprocal()
+    factor, failed = torch.linalg.cholesky_ex(mass)
+    if bool(failed) or not torch.allclose(mass, mass.mT):
+        raise InvalidInputError("Kinetic: expected a symmetric positive definite mass matrix.")
+    return torch.cholesky_inverse(factor)
