@@ -73,7 +73,12 @@ def ends(learned):
 @pytest.mark.parametrize("method", ORDERS)
 def test_observed_order(method, learned, ends):
     name = "separable" if method in SPLITTINGS else "general"
-    counts = {1: [40, 80, 160], 2: [16, 32, 64], 4: [6, 12, 24], 6: [6, 8, 10, 12] if method == "gauss6" else [8, 12, 18]}
+    counts = {
+        1: [40, 80, 160],
+        2: [16, 32, 64],
+        4: [6, 12, 24],
+        6: [6, 8, 10, 12] if method == "gauss6" else [8, 12, 18],
+    }
     counts = counts[ORDERS[method]]
     errors = [
         float((integrate(learned[name], states(), [0.0, 1.0], method=method, step=1 / n)[-1] - ends[name]).norm())

@@ -31,7 +31,7 @@ class Kinetic(GradientMap):
     [1.0, 0.25]
     """
 
-    inverse_mass: Tensor
+    factor: Tensor
 
     def __init__(self, mass: Tensor | Sequence[Any]) -> None:
         mass = torch.as_tensor(mass).detach()
@@ -41,37 +41,37 @@ class Kinetic(GradientMap):
             raise ShapeError(f"Kinetic: expected masses (n) or a mass matrix (n, n), got shape {tuple(mass.shape)}.")
         super().__init__(mass.shape[0], monotone=True)
         self._mass = mass.tolist()
-        self.register_buffer("inverse_mass", _inverse(mass))
+        self.register_buffer("factor", _inverse(mass))
 
     def config(self) -> dict[str, Any]:
         return {"mass": self._mass}
 
     def _forward(self, p: Tensor) -> Tensor:
-        return p * self.inverse_mass if self.inverse_mass.ndim == 1 else p @ self.inverse_mass
+        return p * self.factor if self.factor.ndim == 1 else (p @ self.factor.mT) @ self.factor
 
     def _potential(self, p: Tensor) -> Tensor:
         return (self._forward(p) * p).sum(dim=-1) / 2
 
     def curvature_envelope(self) -> tuple[Tensor, Tensor]:
-        matrix = torch.diag(self.inverse_mass) if self.inverse_mass.ndim == 1 else self.inverse_mass
+        matrix = torch.diag(self.factor) if self.factor.ndim == 1 else self.factor.mT @ self.factor
         return matrix, matrix
 
     def _jacobian(self, p: Tensor) -> SymmetricOperator:
         terms: tuple[GramTerm, ...] = ()
-        shift: Tensor | None = self.inverse_mass
-        if self.inverse_mass.ndim == 2:
-            factor = torch.linalg.cholesky(self.inverse_mass).mT
-            terms, shift = (GramTerm(factor, torch.ones_like(factor[0])),), None
+        shift: Tensor | None = self.factor
+        if self.factor.ndim == 2:
+            terms, shift = (GramTerm(self.factor, torch.ones_like(self.factor[0])),), None
         return StructuredOperator(self.features, terms, shift, positive_semidefinite=True, batch_shape=p.shape[:-1])
 
 
 def _inverse(mass: Tensor) -> Tensor:
-    """The inverse masses, or the inverse of a mass matrix."""
+    """1 / m; or, for a mass matrix, R with R^T R = M^{-1}."""
     if mass.ndim == 1:
         if not bool((mass > 0).all()):
             raise InvalidInputError(f"Kinetic: expected positive masses, got {mass.tolist()}.")
         return mass.reciprocal()
-    factor, failed = torch.linalg.cholesky_ex(mass)
+    root, failed = torch.linalg.cholesky_ex(mass)
     if bool(failed) or not torch.allclose(mass, mass.mT):
         raise InvalidInputError("Kinetic: expected a symmetric positive definite mass matrix.")
-    return torch.cholesky_inverse(factor)
+    one = torch.eye(len(mass), dtype=mass.dtype, device=mass.device)
+    return torch.linalg.solve_triangular(root, one, upper=False)
