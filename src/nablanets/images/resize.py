@@ -17,7 +17,7 @@ _A = -0.5
 def cubic(x: Tensor) -> Tensor:
     """Keys' cubic convolution kernel with a = -1/2, of support [-2, 2].
 
-    >>> cubic(torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0]))
+    >>> cubic(torch.tensor([0.0, 0.5, 1.0, 1.5, 2.5]))
     tensor([ 1.0000,  0.5625,  0.0000, -0.0625,  0.0000])
     """
     t = x.abs()
