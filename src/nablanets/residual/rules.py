@@ -51,6 +51,12 @@ def _flatten(module: nn.Flatten, x: Tensor, how: Sweep) -> tuple[Tensor, Pull]:
     return y, lambda c: c.expand(y.shape).reshape(x.shape)
 
 
+def _prelu(module: nn.PReLU, x: Tensor, how: Sweep) -> tuple[Tensor, Pull]:
+    weight = how.hold(module.weight).to(x.dtype)
+    slope = weight if x.ndim < 2 else weight.reshape(-1, *[1] * (x.ndim - 2))
+    return call(module, x), lambda c: c * torch.where(x > 0, torch.ones_like(slope), slope)
+
+
 _RULES: dict[type[nn.Module], Rule] = {
     nn.Linear: linear,
     nn.Conv1d: conv,
@@ -59,6 +65,7 @@ _RULES: dict[type[nn.Module], Rule] = {
     nn.Identity: _identity,
     nn.Dropout: _dropout,
     nn.Flatten: _flatten,
+    nn.PReLU: _prelu,
     nn.BatchNorm1d: norms.batch_norm,
     nn.BatchNorm2d: norms.batch_norm,
     nn.BatchNorm3d: norms.batch_norm,

@@ -11,6 +11,7 @@ from nablanets.errors import InvalidInputError, check_positive_int, unknown_name
 from nablanets.images.edges import edges
 from nablanets.images.resize import bicubic
 from nablanets.residual.arms import Arm, residual
+from nablanets.residual.layer import GradientResidual
 from nablanets.serialization import savable
 
 Tail = Literal["stages", "direct"]
@@ -80,11 +81,9 @@ class EDSR(nn.Module):
         self.tail = _stages(scale, width) if tail == "stages" else _direct(scale, width)
 
     @property
-    def reach(self) -> int:
-        """How many pixels away an input pixel can change an output, in pixels of the input."""
-        tail = 2 if self._arguments["tail"] == "stages" else 1
-        gradients = sum(2 if layer.skip in ("gradient", "pure", "added", "magnitude") else 0 for layer in self.body)
-        return 2 + 2 * len(self.body) + gradients + tail + int(self.guided) + 2
+    def reach(self) -> int | None:
+        """How many pixels away an input pixel can change an output, in pixels of the input; None for whole pictures."""
+        return body_reach(self.body, 2 + (3 if self._arguments["tail"] == "stages" else 1) + int(self.guided))
 
     def config(self) -> dict[str, Any]:
         return self._arguments
@@ -110,6 +109,18 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.body(x)
         return y if self.scale == 1 else y * self.scale
+
+
+def body_reach(body: nn.Module, others: int) -> int | None:
+    """The reach of blocks of two convolutions 3 x 3 and of ``others``; a gradient reaches as far as its block."""
+    layers = [layer for layer in body.modules() if isinstance(layer, GradientResidual)]
+    return None if any(map(_sees_all, layers)) else others + 2 * len(layers)
+
+
+def _sees_all(layer: GradientResidual) -> bool:
+    if layer.skip in ("identity", "scalar", "damped", "none"):
+        return False
+    return layer.normalize in ("sample", "channel") or (layer.skip == "magnitude" and layer.normalize == "none")
 
 
 def check_scale(scale: int, *, owner: str) -> None:
