@@ -212,7 +212,7 @@ def test_unknown_commands_and_options_get_the_nearest(capsys):
 FLAGS = {
     "list": set(),
     "show": set(),
-    "run": {"--arms", "--preset", "--out", "--seeds", "--resume", "--set"},
+    "run": {"--arms", "--jobs", "--preset", "--out", "--seeds", "--resume", "--set"},
     "report": set(),
     "fit": {
         "--out", "--network", "--hidden", "--depth", "--activation", "--monotone", "--steps", "--lr", "--batch-size",

@@ -12,7 +12,7 @@ from torch.testing import assert_close
 
 from nablanets import GradNetC, GradNetM, GradNetMixture, Quadratic, SobolevTargets, fit
 from nablanets.baselines import MLP
-from nablanets.errors import InvalidInputError, UnknownNameError
+from nablanets.errors import InvalidInputError, ShapeError, UnknownNameError
 from nablanets.problems.fields import ConvexField, NonconvexField
 from nablanets.training import FitSettings, decibels, error, fit_best_start, fit_many, initialise_from_data, solve_outer
 from nablanets.training.levenberg import Levenberg
@@ -311,6 +311,31 @@ def test_members_differ_by_seed_and_by_grid_and_keep_their_best_weights():
         assert error(member.net, x[:100], g[:100]) == pytest.approx(member.result.best_validation_error, rel=1e-4)
     slow, fast = members[0].result.best_validation_error, members[4].result.best_validation_error
     assert fast < slow / 2
+
+
+def test_seeds_can_have_samples_of_their_own():
+    samples = [_samples(ConvexField(), 300, seed) for seed in (3, 8)]
+    held_out = [_samples(ConvexField(), 50, seed) for seed in (13, 18)]
+    (x, g), validation = (
+        tuple(torch.stack(part) for part in zip(*pairs, strict=True)) for pairs in (samples, held_out)
+    )
+    options = {"steps": 40, "batch_size": 32, "learning_rate": 1e-2}
+    for k, member in enumerate(fit_many(_MANY["m"], x, g, seeds=[3, 8], validation=validation, **options)):
+        (alone,) = fit_many(_MANY["m"], *samples[k], seeds=[member.seed], validation=held_out[k], **options)
+        assert error(member.net, *held_out[k]) == pytest.approx(member.result.best_validation_error, rel=1e-4)
+        assert_close(list(member.net.parameters()), list(alone.net.parameters()), rtol=1e-3, atol=1e-5)
+    with pytest.raises(ShapeError, match="samples of 3 seeds"):
+        fit_many(_MANY["m"], x, g, seeds=3)
+
+
+def test_a_seed_keeps_its_slot_within_a_grid():
+    x, g = _samples(ConvexField(), 300)
+    options = {"grid": {"learning_rate": [1e-3, 1e-2]}, "slots": 4, "steps": 10, "batch_size": 32}
+    both = fit_many(_MANY["m"], x, g, seeds=[0, 1], **options)
+    alone = fit_many(_MANY["m"], x, g, seeds=[1], **options)
+    for member, twin in zip(alone, both[1::2], strict=True):
+        assert member.settings == twin.settings
+        assert all(torch.equal(a, b) for a, b in zip(member.net.parameters(), twin.net.parameters(), strict=True))
 
 
 def test_fit_many_explains_what_it_cannot_do():

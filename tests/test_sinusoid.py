@@ -89,6 +89,22 @@ def test_a_resumed_arm_trains_only_the_missing_seeds_and_to_the_same_numbers(tmp
     assert [r.metrics for r in resumed.rows()] == [r.metrics for r in whole.rows()]
 
 
+def test_two_jobs_give_the_numbers_of_one(tmp_path):
+    config = replace(_SMALL, methods=("standard", "gradient"), steps=20)
+    runs = [
+        run_experiment(find_experiment("sinusoid"), config, preset="quick", seeds=2, out=tmp_path / str(jobs), jobs=jobs)
+        for jobs in (1, 2)
+    ]
+    one, two = ([(r.arm, r.seed, r.metrics) for r in each.rows()] for each in runs)
+    assert one == two
+    curves = [{part: [row.validation_error for row in rows] for part, rows in r.histories().items()} for r in runs]
+    assert curves[0] == curves[1]
+    x = torch.linspace(-1, 1, 9).unsqueeze(1)
+    assert torch.equal(runs[0].load_model("gradient-1", 0)(x), runs[1].load_model("gradient-1", 0)(x))
+    with pytest.raises(InvalidInputError, match="one job"):
+        run_experiment(find_experiment("sinusoid"), config, preset="quick", seeds=2, out=tmp_path / "0", jobs=0)
+
+
 @pytest.mark.parametrize("method", ["gradient", "gradient-full", "gradient-probe", "magnitude", "random"])
 def test_the_batched_program_trains_each_seed_as_a_loop_would(method):
     x, y = (t.double() for t in Sinusoid(4).sample(200, torch.Generator().manual_seed(0)))

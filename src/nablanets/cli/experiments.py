@@ -55,6 +55,7 @@ def run(
     seeds: Annotated[int | None, typer.Option(min=1, help="Number of seeds; the preset's if not given.")] = None,
     arms: Annotated[str | None, typer.Option(help="Only these arms, a,b,c; others can join later by --resume.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
+    jobs: Annotated[int, typer.Option(min=1, help="Arms trained at a time, each in its own process.")] = 1,
     set_: Annotated[list[str] | None, typer.Option("--set", help="key=value; can be repeated.")] = None,
 ) -> None:
     """Run an experiment with its baselines, and write a report."""
@@ -66,7 +67,15 @@ def run(
     wanted = None if arms is None else arms.split(",")
     try:
         run_experiment(
-            experiment, config, preset=preset, seeds=count, out=folder, arms=wanted, resume=resume, console=console
+            experiment,
+            config,
+            preset=preset,
+            seeds=count,
+            out=folder,
+            arms=wanted,
+            resume=resume,
+            jobs=jobs,
+            console=console,
         )
     except KeyboardInterrupt:
         console.print(f"\nInterrupted. Finished parts are in {folder}; give the same command with --resume to go on.")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from nablanets.errors import InvalidInputError, unknown_name
 from nablanets.experiments.base import Experiment
+from nablanets.experiments.jobs import row_of, train_arms
 from nablanets.experiments.report import results_table, write_report
-from nablanets.experiments.store import Row, RunFolder
+from nablanets.experiments.store import RunFolder
 from nablanets.training.settings import HistoryRow, decibels
+
+Show = Callable[..., None]
 
 
 def run_experiment(
@@ -26,6 +30,7 @@ def run_experiment(
     out: str | Path,
     arms: Sequence[str] | None = None,
     resume: bool = False,
+    jobs: int = 1,
     console: Console | None = None,
 ) -> RunFolder:
     """Run all arms of an experiment with seeds 0 .. seeds - 1 and write the report.
@@ -38,40 +43,68 @@ def run_experiment(
         out: the run folder.
         arms: which arms; all if None. Others can join the folder later, with ``resume``.
         resume: continue an interrupted run; finished parts are not computed again.
+        jobs: how many arms are trained at a time, each in a process of its own; times are then less certain.
         console: where to show progress and the table; None is silent.
 
     Raises:
         RunFolderError: see :meth:`RunFolder.begin`.
         UnknownNameError: the experiment has no such arm.
     """
-    if seeds < 1:
-        raise InvalidInputError(f"run: expected at least one seed, got {seeds}.")
+    if min(seeds, jobs) < 1:
+        raise InvalidInputError(f"run: expected at least one seed and one job, got {seeds} and {jobs}.")
     chosen = _chosen(experiment.arms(config), arms)
     description = {"experiment": experiment.name, "preset": preset, "seeds": seeds, "config": asdict(config)}
     run = RunFolder.begin(out, description, resume=resume)
     finished = run.finished()
-    missing = {arm: [seed for seed in range(seeds) if (arm, seed) not in finished] for arm in chosen}
+    wanted = {arm: [seed for seed in range(seeds) if (arm, seed) not in finished] for arm in chosen}
+    missing = {arm: each for arm, each in wanted.items() if each}
     total, left = len(chosen) * seeds, sum(map(len, missing.values()))
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
     with Progress(*columns, console=console, disable=console is None) as progress:
         task = progress.add_task(experiment.name, total=total, completed=total - left)
-        for arm in (arm for arm in chosen if missing[arm]):
-
-            def report(seed: int, row: HistoryRow, arm: str = arm) -> None:
-                run.log(arm, seed, row)
-                status = f"{arm} seed {seed}  step {row.step}  {decibels(row.validation_error):.1f} dB"
-                progress.update(task, description=status)
-
-            progress.update(task, description=arm)
-            for seed, result in experiment.run_arm(config, arm, missing[arm], report):
-                run.add(Row(arm, seed, result.parameters, result.seconds, result.metrics), result.model)
-                progress.advance(task)
-        progress.update(task, description="writing the report")
+        show = partial(progress.update, task)
+        if jobs == 1:
+            _train_here(experiment, config, missing, run, show)
+        else:
+            _train_in_processes(experiment, config, missing, run, show, jobs)
+        show(description="writing the report")
         page = write_report(experiment, config, run)
     if console is not None:
         console.print(results_table(experiment, run))
         console.print(f"Report: {page.resolve()}", soft_wrap=True)
     return run
+
+
+def _train_here(
+    experiment: Experiment[Any], config: Any, missing: Mapping[str, Sequence[int]], run: RunFolder, show: Show
+) -> None:
+    for arm, seeds in missing.items():
+
+        def report(seed: int, row: HistoryRow, arm: str = arm) -> None:
+            run.log(arm, seed, row)
+            show(description=f"{arm} seed {seed}  step {row.step}  {decibels(row.validation_error):.1f} dB")
+
+        show(description=arm)
+        for seed, result in experiment.run_arm(config, arm, seeds, report):
+            run.add(row_of(arm, seed, result), result.model)
+            show(advance=1)
+
+
+def _train_in_processes(
+    experiment: Experiment[Any],
+    config: Any,
+    missing: Mapping[str, Sequence[int]],
+    run: RunFolder,
+    show: Show,
+    jobs: int,
+) -> None:
+    show(description=f"{jobs} arms at a time")
+    for trained in train_arms(experiment, config, missing, run, jobs):
+        for curve in trained.curves:
+            run.log(trained.arm, *curve)
+        for row in trained.rows:
+            run.add(row, None)
+            show(advance=1, description=f"{trained.arm} done")
 
 
 def _chosen(known: Sequence[str], wanted: Sequence[str] | None) -> Sequence[str]:

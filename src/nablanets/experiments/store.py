@@ -116,11 +116,14 @@ class RunFolder:
     def add(self, row: Row, model: nn.Module | None) -> None:
         """Keep the outcome of a part; the row comes last, so that a part is either whole or absent."""
         if model is not None:
-            serialization.save(model, self.model_path(row.arm, row.seed))
+            self.save_model(model, row.arm, row.seed)
         self._write_results([*self.rows(), row])
 
     def model_path(self, arm: str, seed: int) -> Path:
         return self.path / "models" / f"{arm}-{seed}.safetensors"
+
+    def save_model(self, model: nn.Module, arm: str, seed: int) -> None:
+        serialization.save(model, self.model_path(arm, seed))
 
     def load_model(self, arm: str, seed: int) -> Any:
         return serialization.load(self.model_path(arm, seed))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 import time
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import vmap
 
-from nablanets.errors import InvalidInputError, unknown_name
+from nablanets.errors import InvalidInputError, ShapeError, unknown_name
 from nablanets.training.batches import Batches, Samples, check_samples, split
 from nablanets.training.settings import FitResult, FitSettings, HistoryRow
 from nablanets.training.stack import Stack
@@ -44,24 +43,27 @@ def fit_many(
     grid: Mapping[str, Sequence[Any]] | None = None,
     validation: float | Samples = 0.1,
     settings: FitSettings | None = None,
+    slots: int | None = None,
     **changes: Any,
 ) -> list[Member]:
     """Train a network with many seeds and hyper-parameters at once, with Adam or AdamW.
 
     Every member has initial weights and an order of samples from its own seed, and its result does not depend, to the
-    last bit, on which other members are there. The held-out samples are the same for all.
+    last bit, on which other seeds there are. Samples held out of common ones are the same for all.
 
     Args:
         build: makes a fresh network from torch's random state, which is set to each seed in turn and restored.
-        x, g: samples, (n, d).
+        x, g: samples, (n, d); or (k, n, d), the own samples of each of the k seeds.
         seeds: how many, counted from zero, or which.
         grid: values to try, all combinations, of learning_rate, weight_decay, schedule or warmup.
-        validation: fraction of the samples to hold out, or a pair (x, g).
+        validation: fraction of the samples to hold out, or a pair (x, g), also with own samples.
         settings: common to all, see :class:`FitSettings`; its fields can also be given by name.
+        slots: members of one program, which takes as long with fewer; 32 (8 for batches of more than 128 samples) if
+            not given. Results depend on it in rounding.
 
     Returns:
         One :class:`Member` for each combination and seed, seeds varying fastest. Their seconds are those of the
-        program of up to 32 members (8 for batches of more than 128 samples) that they were part of.
+        program that they were part of.
 
     Raises:
         InvalidInputError: settings that would make members depend on each other or on time (max_seconds, patience), or
@@ -75,17 +77,18 @@ def fit_many(
     """
     common = (settings or FitSettings()).update(**changes)
     _check(common, grid or {})
-    members = [(seed, each) for each in _combinations(common, grid or {}) for seed in _list(seeds)]
+    seeds = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
+    members = [(seed, each) for each in _combinations(common, grid or {}) for seed in seeds]
     nets = [_build(build, seed) for seed, _ in members]
     if not members:
         return []
-    x, g = check_samples(nets[0], x, g, owner="fit_many")
-    if not isinstance(validation, int | float):
-        validation = check_samples(nets[0], *validation, owner="fit_many (validation)")
-    train, test = split(x, g, validation, torch.Generator().manual_seed(common.seed))
+    samples = [
+        split(*check_samples(nets[0], *own, owner="fit_many"), held_out, torch.Generator().manual_seed(common.seed))
+        for own, held_out in _samples(nets[0], x, g, validation, len(seeds))
+    ]
     results: dict[int, FitResult] = {}
-    for program in _programs(members):
-        results |= _Program(nets, members, program, train, test).run()
+    for program in _programs(members, len(seeds), slots or _SLOTS[common.batch_size > 128]):
+        results |= _Program(nets, members, program, samples).run()
     return [Member(*member, nets[k], results[k]) for k, member in enumerate(members)]
 
 
@@ -97,16 +100,18 @@ class _Program:
         nets: list[nn.Module],
         members: list[tuple[int, FitSettings]],
         slots: Sequence[int | None],
-        train: Samples,
-        test: Samples,
+        samples: list[tuple[Samples, Samples]],
     ) -> None:
-        self.nets, self.slots, self.test = nets, slots, test
+        self.nets, self.slots = nets, slots
         copied = next(k for k in slots if k is not None)
         full = [copied if k is None else k for k in slots]
         self.settings = [members[k][1] for k in full]
         self.stack = Stack([nets[k] for k in full])
         generators = [torch.Generator().manual_seed(members[k][0]) for k in full]
-        self.batches = [Batches(*train, self.settings[0].batch_size, generator) for generator in generators]
+        own = [samples[k % len(samples)] for k in full]  # seeds vary fastest
+        size = self.settings[0].batch_size
+        self.batches = [Batches(*train, size, each) for (train, _), each in zip(own, generators, strict=True)]
+        self.test = samples[0][1] if len(samples) == 1 else _stacked([test for _, test in own])
         self.theta = self.stack.theta.requires_grad_()
         self.adam = _Adam(self.theta, self.settings)
         self.best = self.theta.detach().clone()
@@ -129,7 +134,7 @@ class _Program:
 
     def _advance(self, rates: list[float]) -> Tensor:
         parts = [batches.next() for batches in self.batches]
-        x, g = (torch.stack(part) for part in zip(*parts, strict=True))
+        x, g = _stacked(parts)
         value = vmap(self.stack.one)(self.theta, self.stack.fixed, x)
         loss = (value - g).square().sum(dim=-1).mean(dim=-1)
         (gradient,) = torch.autograd.grad(loss.sum(), self.theta)
@@ -138,9 +143,9 @@ class _Program:
 
     @torch.no_grad()
     def _validate(self, step: int, seconds: float, losses: Tensor, rates: list[float]) -> None:
-        parts = zip(*(part.split(_VALIDATION_CHUNK) for part in self.test), strict=True)
+        parts = zip(*(part.split(_VALIDATION_CHUNK, dim=-2) for part in self.test), strict=True)
         sums = [(self.stack.values(self.theta, x) - g).square().sum(dim=(1, 2)) for x, g in parts]
-        value = torch.stack(sums).sum(dim=0) / len(self.test[0])
+        value = torch.stack(sums).sum(dim=0) / self.test[0].shape[-2]
         better = value < self.best_error
         self.best = torch.where(better.unsqueeze(1), self.theta, self.best)
         self.best_error = torch.where(better, value, self.best_error)
@@ -178,12 +183,12 @@ class _Adam:
         self.theta -= rate / (1 - betas[0] ** self.count) * (self.first / scale)
 
 
-def _programs(members: list[tuple[int, FitSettings]]) -> Iterable[Sequence[int | None]]:
-    """Which member is in each slot, program by program; the slot depends on the member's own seed and settings only."""
-    slots = _SLOTS[members[0][1].batch_size > 128]
+def _programs(members: list[tuple[int, FitSettings]], seeds: int, slots: int) -> Iterable[Sequence[int | None]]:
+    """Which member is in each slot, program by program; the slot depends on the seed and the place in the grid only."""
     queues: list[list[int]] = [[] for _ in range(slots)]
-    for k, (seed, settings) in enumerate(members):
-        queues[(seed + zlib.crc32(repr(settings).encode())) % slots].append(k)
+    combinations = len(members) // seeds
+    for k, (seed, _) in enumerate(members):
+        queues[(seed * combinations + k // seeds) % slots].append(k)
     return itertools.zip_longest(*queues)
 
 
@@ -203,8 +208,24 @@ def _combinations(settings: FitSettings, grid: Mapping[str, Sequence[Any]]) -> I
         yield settings.update(**dict(zip(grid, values, strict=True)))
 
 
-def _list(seeds: int | Sequence[int]) -> list[int]:
-    return list(range(seeds)) if isinstance(seeds, int) else list(seeds)
+def _samples(
+    net: nn.Module, x: Tensor, g: Tensor, validation: float | Samples, seeds: int
+) -> Iterator[tuple[Samples, float | Samples]]:
+    """Samples and what to validate on, once if all seeds share them, else for each seed."""
+    own = isinstance(x, Tensor) and x.ndim == 3
+    if own and not len(x) == len(g) == seeds:
+        raise ShapeError(f"fit_many: expected samples of {seeds} seeds, got {tuple(x.shape)} and {tuple(g.shape)}.")
+    for k in range(seeds if own else 1):
+        held_out = validation
+        if not isinstance(validation, int | float):
+            pair = (part[k] if own and part.ndim == 3 else part for part in validation)
+            held_out = check_samples(net, *pair, owner="fit_many (validation)")
+        yield (x[k], g[k]) if own else (x, g), held_out
+
+
+def _stacked(samples: Sequence[Samples]) -> Samples:
+    x, g = (torch.stack(part) for part in zip(*samples, strict=True))
+    return x, g
 
 
 def _build(build: Callable[[], nn.Module], seed: int) -> nn.Module:

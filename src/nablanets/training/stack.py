@@ -48,8 +48,8 @@ class Stack:
         return functional_call(self.skeleton, {**self._named(theta), **fixed}, (x,))
 
     def values(self, theta: Tensor, x: Tensor, members: Tensor | slice = slice(None)) -> Tensor:
-        """Networks with the given parameters, one row each, at common points: (B, n, d)."""
-        return vmap(self.one, (0, 0, None))(theta, self._fixed(members), x)
+        """Networks with the given parameters, one row each, at common points (n, d) or own (B, n, d): (B, n, d)."""
+        return vmap(self.one, (0, 0, 0 if x.ndim == 3 else None))(theta, self._fixed(members), x)
 
     def jacobians(self, theta: Tensor, x: Tensor, members: Tensor | slice = slice(None)) -> tuple[Tensor, Tensor]:
         """Derivatives of the values in the parameters, (B, n, d, p), and the values."""
