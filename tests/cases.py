@@ -11,6 +11,7 @@ from torch import nn
 
 from nablanets import (
     ConditionalGradNet,
+    CoordinatePullback,
     GradientMap,
     GradNetC,
     GradNetM,
@@ -22,11 +23,12 @@ from nablanets import (
     constrain,
     from_potential,
     odd,
+    pair_forces,
 )
 from nablanets.activations import ACTIVATIONS, GroupActivation
 from nablanets.baselines import MLP, convex_ridge, icnn_gradient, mlp_potential
 from nablanets.dynamics import Kinetic
-from nablanets.maps import Constant, generated_group
+from nablanets.maps import Constant, PairLaw, distances_from, generated_group
 
 
 class Case(NamedTuple):
@@ -72,6 +74,12 @@ def rotations(order: int) -> torch.Tensor:
 
 def _given(**options: object) -> GradientMap:
     return ConditionalGradNet(D, 2, 5, **options).given(torch.randn(2))
+
+
+def _symmetric_in_centres(net: GradientMap) -> GradientMap:
+    cyclic = torch.eye(3).roll(1, dims=0)
+    inner = Symmetrized(net, generated_group(cyclic.unsqueeze(0)))
+    return CoordinatePullback(inner, distances_from(4 * torch.eye(3), kind="log"))
 
 
 def _softmax_m() -> GradNetM:
@@ -121,6 +129,10 @@ CASES = [
     Case("from-potential", lambda: from_potential(MLP(D, 5, outputs=1), D)),
     Case("structured-plus-potential", lambda: GradNetC(D, 5) + mlp_potential(D, 5)),
     Case("icnn", lambda: icnn_gradient(D, 5)),
+    Case("from-centres", lambda: CoordinatePullback(GradNetC(4, 5), distances_from(3 * torch.eye(4, D) - 1))),
+    Case("from-centres-log", lambda: _symmetric_in_centres(GradNetM(3, 5, 2))),
+    Case("pairs-on-a-line", lambda: pair_forces(GradNetM(3, 5, 2), 3, 1, kind="distance", alike=[(0, 1, 2)])),
+    Case("pair-law", lambda: PairLaw(GradNetC(1, 5, 2), torch.tensor([1.0, 0.5, 2.0]))),
     Case("convex-ridge", lambda: convex_ridge(D, 5)),
 ]
 

@@ -8,6 +8,7 @@ from nablanets.maps import (
     ConditionalGradNet,
     Conjugate,
     Constrained,
+    CoordinatePullback,
     FromPotential,
     GradientMap,
     GradNetC,
@@ -22,6 +23,7 @@ from nablanets.maps import (
     constrain,
     from_potential,
     odd,
+    pair_forces,
 )
 from nablanets.operators import SymmetricOperator
 from nablanets.quadrature import potential_between
@@ -35,6 +37,7 @@ __all__ = [
     "ConditionalGradNet",
     "Conjugate",
     "Constrained",
+    "CoordinatePullback",
     "ElementwiseActivation",
     "Exported",
     "FitResult",
@@ -64,6 +67,7 @@ __all__ = [
     "from_potential",
     "load",
     "odd",
+    "pair_forces",
     "potential_between",
     "register_activation",
     "remove_gradient_residuals",

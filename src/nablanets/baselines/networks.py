@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from nablanets.activations import ACTIVATIONS, ElementwiseActivation, make_activation
 from nablanets.errors import ShapeError, check_points, check_positive_int, unknown_name
-from nablanets.maps import FromPotential, GradNetC
+from nablanets.maps import Coordinates, FromPotential, GradNetC
 from nablanets.parameters import inverse_softplus, softplus
 from nablanets.serialization import savable
 
@@ -138,6 +138,31 @@ class MLPPotential(MLP):
         for layer, slope in zip(reversed(hidden), reversed(slopes), strict=True):
             gradient = (gradient * slope) @ layer.weight
         return gradient
+
+
+@savable
+class CoordinateField(nn.Module):
+    """x -> J_phi(x)^T h(phi(x)) for any module h: the symmetries of the coordinates phi, but no potential.
+
+    Of :class:`~nablanets.maps.CoordinatePullback` it lacks only that h is a gradient map.
+
+    >>> from nablanets.maps import pair_distances
+    >>> CoordinateField(MLP(3, 8), pair_distances(3))(torch.randn(5, 9)).shape
+    torch.Size([5, 9])
+    """
+
+    def __init__(self, inner: nn.Module, coordinates: Coordinates) -> None:
+        super().__init__()
+        self.inner, self.coordinates = inner, coordinates
+        self.features = coordinates.features
+
+    def config(self) -> dict[str, Any]:
+        return {"inner": self.inner, "coordinates": self.coordinates}
+
+    def forward(self, x: Tensor) -> Tensor:
+        check_points(x, self.features, owner="CoordinateField")
+        phi, pull = self.coordinates.linearise(x)
+        return pull(self.inner(phi))
 
 
 @savable

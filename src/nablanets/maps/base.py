@@ -404,18 +404,19 @@ class Pullback(GradientMap):
     def config(self) -> dict[str, Any]:
         return {"inner": self.inner, "matrix": self.matrix, "offset": self.offset, "trainable": self.trainable}
 
-    def _map(self, x: Tensor) -> Tensor:
+    def image(self, x: Tensor) -> Tensor:
+        """A x + b."""
         return (x * self.matrix if self.matrix.ndim == 1 else x @ self.matrix.mT) + self.offset
 
     def _forward(self, x: Tensor) -> Tensor:
-        inner = self.inner(self._map(x))
+        inner = self.inner(self.image(x))
         return inner * self.matrix if self.matrix.ndim == 1 else inner @ self.matrix
 
     def _potential(self, x: Tensor) -> Tensor:
-        return self.inner.potential(self._map(x))
+        return self.inner.potential(self.image(x))
 
     def along(self, x: Tensor, p: Tensor) -> Callable[[Tensor], Tensor]:
-        return self.inner.along(self._map(x), self._map(p) - self.offset)
+        return self.inner.along(self.image(x), self.image(p) - self.offset)
 
     def curvature_envelope(self) -> tuple[Tensor, Tensor]:
         a = torch.diag(self.matrix) if self.matrix.ndim == 1 else self.matrix
@@ -423,7 +424,7 @@ class Pullback(GradientMap):
         return lower, upper
 
     def quadrature_gap(self, x: Tensor) -> Tensor:
-        return self.inner.quadrature_gap(self._map(x))
+        return self.inner.quadrature_gap(self.image(x))
 
     def _jacobian(self, x: Tensor) -> SymmetricOperator:
-        return self.inner.jacobian(self._map(x)).congruence(self.matrix)
+        return self.inner.jacobian(self.image(x)).congruence(self.matrix)

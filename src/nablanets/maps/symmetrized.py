@@ -59,30 +59,30 @@ class Symmetrized(GradientMap):
     def config(self) -> dict[str, Any]:
         return {"inner": self.inner, "matrices": self.matrices.tolist()}
 
-    def _orbit(self, x: Tensor) -> Tensor:
+    def orbit(self, x: Tensor) -> Tensor:
         """R x for all R, (n, *, d): contexts and other batches of g broadcast from the right."""
         if self.matrices.ndim == 2:
             return torch.einsum("nd,...d->n...d", self.matrices, x)
         return torch.einsum("nij,...j->n...i", self.matrices, x)
 
     def _forward(self, x: Tensor) -> Tensor:
-        return _mean_back(self.matrices, self.inner(self._orbit(x)))
+        return _mean_back(self.matrices, self.inner(self.orbit(x)))
 
     def _potential(self, x: Tensor) -> Tensor:
-        return self.inner.potential(self._orbit(x)).mean(dim=0)
+        return self.inner.potential(self.orbit(x)).mean(dim=0)
 
     def _jacobian(self, x: Tensor) -> SymmetricOperator:
-        return mean_congruence(self.inner.jacobian(self._orbit(x)), self.matrices)
+        return mean_congruence(self.inner.jacobian(self.orbit(x)), self.matrices)
 
     def _value_and_jacobian(self, x: Tensor) -> tuple[Tensor, SymmetricOperator]:
-        values, operator = self.inner.value_and_jacobian(self._orbit(x))
+        values, operator = self.inner.value_and_jacobian(self.orbit(x))
         return _mean_back(self.matrices, values), mean_congruence(operator, self.matrices)
 
     def quadrature_gap(self, x: Tensor) -> Tensor:
-        return self.inner.quadrature_gap(self._orbit(x)).mean(dim=0)
+        return self.inner.quadrature_gap(self.orbit(x)).mean(dim=0)
 
     def along(self, x: Tensor, p: Tensor) -> Callable[[Tensor], Tensor]:
-        inner = self.inner.along(self._orbit(x), self._orbit(p))
+        inner = self.inner.along(self.orbit(x), self.orbit(p))
         return lambda t: inner(t.expand(len(self.matrices), *t.shape)).mean(dim=0)
 
     def curvature_envelope(self) -> tuple[Tensor, Tensor]:

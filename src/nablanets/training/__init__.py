@@ -4,6 +4,7 @@ from nablanets.training.affine import initialise_affine
 from nablanets.training.gating import Gate, fit_pieces, mixture_from_pieces
 from nablanets.training.identify import Pieces, identify_pieces
 from nablanets.training.initialise import initialise_from_data
+from nablanets.training.linear import solve_ridge
 from nablanets.training.loop import fit
 from nablanets.training.many import Member, fit_many
 from nablanets.training.multistart import fit_best_start
@@ -11,7 +12,7 @@ from nablanets.training.objective import error
 from nablanets.training.outer import solve_outer
 from nablanets.training.settings import FitResult, FitSettings, HistoryRow, decibels
 from nablanets.training.sobolev import SobolevTargets
-from nablanets.training.standardise import standardised
+from nablanets.training.standardise import standardised, standardised_inside
 
 __all__ = [
     "FitResult",
@@ -32,5 +33,7 @@ __all__ = [
     "initialise_from_data",
     "mixture_from_pieces",
     "solve_outer",
+    "solve_ridge",
     "standardised",
+    "standardised_inside",
 ]

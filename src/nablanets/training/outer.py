@@ -51,7 +51,7 @@ def solve_outer(net: GradNetC | GradNetM, x: Tensor, g: Tensor, *, least: float 
     if not least > 0:
         raise InvalidInputError(f"solve_outer: expected least > 0, got {least}.")
     x, g = check_samples(net, x, g, owner="solve_outer")
-    terms = _terms(net)
+    terms = outer_terms(net)
     gram, right = _normal_equations(net, terms, x, g)
     lower = torch.cat([torch.full((term.target.numel(),), least if term.positive else -torch.inf) for term in terms])
     solution = torch.from_numpy(_bounded(gram.numpy(), right.numpy(), lower.numpy())).to(x)
@@ -59,7 +59,7 @@ def solve_outer(net: GradNetC | GradNetM, x: Tensor, g: Tensor, *, least: float 
         term.target.copy_(inverse_softplus(part) if term.positive else part)
 
 
-class _Term(NamedTuple):
+class OuterTerm(NamedTuple):
     """Coefficients, each of ``width`` consecutive columns z_j(x) v_j: z gives (n, q), ``vectors`` is (q, d)."""
 
     target: Tensor
@@ -68,22 +68,28 @@ class _Term(NamedTuple):
     positive: bool = False
     width: int = 1
 
+    def columns(self, x: Tensor) -> Tensor:
+        """f per unit of each coefficient, (*, d, p)."""
+        z = self.z(x).unsqueeze(-2) * self.vectors.mT
+        return z.unflatten(-1, (-1, self.width)).sum(dim=-1)
 
-def _terms(net: GradNetC | GradNetM) -> list[_Term]:
+
+def outer_terms(net: GradNetC | GradNetM) -> list[OuterTerm]:
+    """All coefficients that a network is linear in."""
     identity = torch.eye(net.features).to(next(net.parameters()))
     if isinstance(net, GradNetC):
-        first = _Term(net.ridge.alpha_raw[-1], net.hidden, net.weight, net.monotone)
+        first = OuterTerm(net.ridge.alpha_raw[-1], net.hidden, net.weight, net.monotone)
     elif isinstance(net, GradNetM):
         hidden, width = net.hidden, net.hidden_features
-        first = _Term(net.scale_raw, lambda x: hidden(x).flatten(-2), net.weight.flatten(0, 1), net.monotone, width)
+        first = OuterTerm(net.scale_raw, lambda x: hidden(x).flatten(-2), net.weight.flatten(0, 1), net.monotone, width)
     else:
         raise InvalidInputError(f"solve_outer: expected a GradNetC or GradNetM, got {type(net).__name__}.")
-    terms = [first, _Term(net.bias, torch.ones_like, identity)]
+    terms = [first, OuterTerm(net.bias, torch.ones_like, identity)]
     if net.linear is not None:
-        terms.append(_Term(net.linear.diagonal_raw, lambda x: x, identity, net.monotone))
+        terms.append(OuterTerm(net.linear.diagonal_raw, lambda x: x, identity, net.monotone))
         factor, weights = net.linear.factor, net.linear.weights
         if factor is not None and weights is not None:
-            terms.append(_Term(weights, lambda x: x @ factor.mT, factor))
+            terms.append(OuterTerm(weights, lambda x: x @ factor.mT, factor))
     return terms
 
 
@@ -95,7 +101,7 @@ def _fixed_part(net: GradNetC | GradNetM, x: Tensor) -> Tensor:
     return x @ linear.factor.mT @ linear.factor
 
 
-def _normal_equations(net: GradNetC | GradNetM, terms: list[_Term], x: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+def _normal_equations(net: GradNetC | GradNetM, terms: list[OuterTerm], x: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
     """V V^T o Z^T Z and diag(V G^T Z), columns of one coefficient summed, in float64 on the CPU."""
     vectors = torch.cat([term.vectors for term in terms]).double()
     inner = torch.zeros(len(vectors), len(vectors)).to(vectors)

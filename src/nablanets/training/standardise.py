@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nablanets.maps import Constant, GradientMap, Scale, Sum
+from nablanets.maps import Constant, Coordinates, GradientMap, Pullback, Scale, Sum
 
 
 def standardised(net: GradientMap, x: Tensor, g: Tensor, *, isotropic: bool = False) -> GradientMap:
@@ -34,3 +34,30 @@ def standardised(net: GradientMap, x: Tensor, g: Tensor, *, isotropic: bool = Fa
     reference = next(net.parameters(), x)
     inner = net.pullback((1 / std).to(reference), (-x.mean(dim=0) / std).to(reference))
     return Sum([Scale(inner, size if size > 0 else 1.0), Constant(mean.to(reference))])
+
+
+def standardised_inside(net: GradientMap, coordinates: Coordinates, x: Tensor, g: Tensor) -> GradientMap:
+    """The map phi -> c A g(A phi + b) around a net g that then sees coordinates of zero mean and unit size.
+
+    c makes J_phi^T c A v as large as the data g for v of unit variance. To be used inside a
+    :class:`~nablanets.maps.CoordinatePullback` to the same coordinates.
+
+    Args:
+        net: the map to wrap; it is not copied.
+        coordinates: phi.
+        x: points, (n, d).
+        g: gradients with respect to x, (n, d).
+
+    >>> from nablanets import GradNetC
+    >>> from nablanets.maps import CoordinatePullback, pair_distances
+    >>> phi, x = pair_distances(3), torch.randn(50, 9)
+    >>> CoordinatePullback(standardised_inside(GradNetC(3, 8), phi, x, -x), phi)(x).shape
+    torch.Size([50, 9])
+    """
+    value, pull = coordinates.linearise(x)
+    std = value.std(dim=0, correction=0)
+    std = torch.where(std > 0, std, torch.ones_like(std))
+    unit = torch.randn(value.shape, generator=torch.Generator().manual_seed(0)).to(value)
+    size = float((g.square().mean() / pull(unit / std).square().mean()).sqrt())
+    reference = next(net.parameters(), x)
+    return Scale(Pullback(net, (1 / std).to(reference), (-value.mean(dim=0) / std).to(reference)), size)
