@@ -23,7 +23,7 @@ from tests.residual_models import GatedMLP
 DTYPE = torch.float64
 PAIRS = [
     nn.ReLU, nn.LeakyReLU, nn.ELU, nn.GELU, lambda: nn.GELU("tanh"), nn.SiLU, nn.Mish, nn.Softplus, nn.Hardtanh,
-    nn.ReLU6, nn.Hardswish, nn.Tanh, nn.Sigmoid, lambda: nn.ReLU(inplace=True), lambda: nn.SiLU(inplace=True),
+    nn.ReLU6, nn.Hardswish, nn.Tanh, nn.Sigmoid, nn.PReLU, lambda: nn.ReLU(inplace=True), lambda: nn.SiLU(inplace=True),
     lambda: make_activation("tanh"), lambda: make_activation("sine"),
 ]  # fmt: skip
 
@@ -181,7 +181,7 @@ class WithLeaves(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.layers = nn.Sequential(nn.Linear(4, 6), nn.RMSNorm(6), nn.PReLU(), nn.Linear(6, 4))
+        self.layers = nn.Sequential(nn.Linear(4, 6), nn.RMSNorm(6), nn.CELU(), nn.Linear(6, 4))
 
     def forward(self, x):
         return self.layers(x)

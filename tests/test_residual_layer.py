@@ -231,7 +231,7 @@ def test_wrong_settings_are_explained():
     with pytest.raises(InvalidInputError, match="channels="):
         GradientResidual(UnreadableNorm(4), probe="random")
     with pytest.raises(InvalidInputError, match="stop_gradient=False"):
-        GradientResidual(nn.Sequential(nn.Linear(4, 4), nn.PReLU(), nn.Linear(4, 4)), probe="learned")
+        GradientResidual(nn.Sequential(nn.Linear(4, 4), nn.CELU(), nn.Linear(4, 4)), probe="learned")
     for error in (ConstantSumError, UnknownNameError):
         assert issubclass(error, NablaError)
 
@@ -262,7 +262,7 @@ CASES = {
     "norms": (lambda **k: GradientResidual(norm_conv(), norm="constant", **k), (2, 4, 6, 6)),
     "before": (lambda **k: GradientResidual(norm_conv(), norm="before", **k), (2, 4, 6, 6)),
     "learned": (lambda **k: GradientResidual(mlp(), probe="learned", per_channel=True, **k), (3, 4)),
-    "leaf": (lambda **k: GradientResidual(nn.Sequential(nn.Linear(4, 8), nn.PReLU(), nn.Linear(8, 4)), **k), (3, 4)),
+    "leaf": (lambda **k: GradientResidual(nn.Sequential(nn.Linear(4, 8), nn.CELU(), nn.Linear(8, 4)), **k), (3, 4)),
 }
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import struct
 import warnings
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -63,17 +64,15 @@ def read_picture(path: str | Path, *, megapixels: float = 200) -> Picture:
     pil, turn = needed("PIL.Image"), needed("PIL.ImageOps").exif_transpose
     damage = (OSError, SyntaxError, ValueError, EOFError, TypeError, IndexError, struct.error, zlib.error)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with pil.open(path) as image:
-                _refuse_large(path, image.size, megapixels)
-                remarks = _remarks(image)
-                profile = image.info.get("icc_profile")
-                image.load()
-                turn(image, in_place=True)
-                return replace(_numbers(image), profile=profile, remarks=remarks)
+        with _limit(pil, megapixels), pil.open(path) as image:
+            _refuse_large(path, image.size, megapixels)
+            remarks = _remarks(image)
+            profile = image.info.get("icc_profile")
+            image.load()
+            turn(image, in_place=True)
+            return replace(_numbers(image), profile=profile, remarks=remarks)
     except pil.DecompressionBombError as error:
-        raise DataFileError(f"{path}: {error}") from error
+        raise DataFileError(f"{path} was not decoded: {error} Raise --megapixels if you trust it.") from error
     except FileNotFoundError as error:
         raise DataFileError(f"there is no picture {path}.") from error
     except damage as error:
@@ -137,6 +136,19 @@ def pictures_in(folder: str | Path) -> list[Path]:
     if not found:
         raise DataFileError(f"the folder {folder} holds no pictures: expected files that end in {', '.join(SUFFIXES)}.")
     return found
+
+
+@contextlib.contextmanager
+def _limit(pil: Any, megapixels: float) -> Iterator[None]:
+    """Pillow's own limit, which also guards what is hidden inside files, at ours for a while."""
+    before = pil.MAX_IMAGE_PIXELS
+    pil.MAX_IMAGE_PIXELS = int(1e6 * megapixels)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", pil.DecompressionBombWarning)
+            yield
+    finally:
+        pil.MAX_IMAGE_PIXELS = before
 
 
 def _refuse_large(path: str | Path, size: Sequence[int], megapixels: float) -> None:
