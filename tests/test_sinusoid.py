@@ -92,7 +92,9 @@ def test_a_resumed_arm_trains_only_the_missing_seeds_and_to_the_same_numbers(tmp
 def test_two_jobs_give_the_numbers_of_one(tmp_path):
     config = replace(_SMALL, methods=("standard", "gradient"), steps=20)
     runs = [
-        run_experiment(find_experiment("sinusoid"), config, preset="quick", seeds=2, out=tmp_path / str(jobs), jobs=jobs)
+        run_experiment(
+            find_experiment("sinusoid"), config, preset="quick", seeds=2, out=tmp_path / str(jobs), jobs=jobs
+        )
         for jobs in (1, 2)
     ]
     one, two = ([(r.arm, r.seed, r.metrics) for r in each.rows()] for each in runs)

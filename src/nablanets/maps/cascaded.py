@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from nablanets.activations import ActivationSpec
-from nablanets.maps.network import GradientNetwork
+from nablanets.maps.network import AffineParts, GradientNetwork
 from nablanets.maps.quadratic import LinearSpec
 from nablanets.maps.ridge import RidgeCascade
 from nablanets.operators import GramTerm, StructuredOperator
@@ -83,6 +83,11 @@ class GradNetC(GradientNetwork):
     def hidden(self, x: Tensor) -> Tensor:
         """The last hidden units before their coefficients alpha_{L-1}, (*, h)."""
         return self.ridge.hidden(x @ self.weight.mT)
+
+    def affine_parts(self) -> AffineParts:
+        """All but the hidden units, phi = :meth:`RidgeCascade.hidden`."""
+        outer = self.projection * self.ridge.coefficients()[0][..., -1:, :]
+        return AffineParts(self.weight, torch.zeros_like(outer[..., 0, :]), outer, self.bias, self._linear_matrix())
 
     def _core(self, x: Tensor) -> Tensor:
         return self.ridge(x @ self.weight.mT) @ self.weight

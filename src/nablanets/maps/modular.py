@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from nablanets.activations import ActivationSpec, GroupDerivative
 from nablanets.maps.modules import ModularNetwork, difference_scales
+from nablanets.maps.network import AffineParts
 from nablanets.maps.quadratic import LinearSpec
 from nablanets.operators import StructuredOperator
 from nablanets.parameters import constrained, inverse_softplus
@@ -72,6 +73,14 @@ class GradNetM(ModularNetwork):
     def hidden(self, x: Tensor) -> Tensor:
         """s_m(t_m (W_m x + b_m)), the hidden units before their modules' coefficients a_m, (*, M, h)."""
         return self.units(self._hidden(x))
+
+    def affine_parts(self) -> AffineParts:
+        """All but the hidden units, phi = the activation."""
+        sharpness, scale = self._sharpness().unsqueeze(-1), self._scale().unsqueeze(-1)
+        outer = (scale.unsqueeze(-3) * self.projection).flatten(-2)
+        inner = (sharpness.unsqueeze(-3) * self.projection).flatten(-2).mT
+        shift = (sharpness * self.hidden_bias).flatten(-2)
+        return AffineParts(inner, shift, outer, self.bias, self._linear_matrix())
 
     def _responses(self, z: Tensor) -> Tensor:
         return self._scale().unsqueeze(-1) * self.units(z)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,25 @@ from nablanets.errors import check_positive_int
 from nablanets.maps.base import GradientMap
 from nablanets.maps.quadratic import LinearSpec, make_linear_term
 from nablanets.operators import StructuredOperator, SymmetricOperator
+
+
+class AffineParts(NamedTuple):
+    """What surrounds the hidden units of f(x) = V phi(A x + a) + v + Q x.
+
+    Parameters with leading dimensions, one entry per network, give parts with the same.
+
+    Attributes:
+        inner, shift: A, (units, d), and a, (units).
+        outer: V, (d, units), with the coefficients of the units.
+        constant: v, (d).
+        linear: Q, (d, d), or None.
+    """
+
+    inner: Tensor
+    shift: Tensor
+    outer: Tensor
+    constant: Tensor
+    linear: Tensor | None = None
 
 
 class GradientNetwork(GradientMap):
@@ -84,7 +103,8 @@ class GradientNetwork(GradientMap):
 
     def curvature_envelope(self) -> tuple[Tensor, Tensor]:
         lower, upper = self._core_envelope()
-        if self.linear is None:
-            return lower, upper
-        matrix = self.linear.curvature_envelope()[0]
-        return lower + matrix, upper + matrix
+        matrix = self._linear_matrix()
+        return (lower, upper) if matrix is None else (lower + matrix, upper + matrix)
+
+    def _linear_matrix(self) -> Tensor | None:
+        return None if self.linear is None else self.linear.matrix()

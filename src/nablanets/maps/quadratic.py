@@ -132,8 +132,16 @@ class Quadratic(GradientMap):
         return lambda t: start + t * slope
 
     def curvature_envelope(self) -> tuple[Tensor, Tensor]:
-        matrix = self._jacobian(self.diagonal_raw).dense()
+        matrix = self.matrix()
         return matrix, matrix
+
+    def matrix(self) -> Tensor:
+        """A, (d, d)."""
+        diagonal = torch.diag_embed(self._diagonal())
+        if self.factor is None:
+            return diagonal
+        weighted = self.factor if self.weights is None else self.weights.unsqueeze(-1) * self.factor
+        return diagonal + self.factor.mT @ weighted
 
     def _jacobian(self, x: Tensor) -> SymmetricOperator:
         terms: tuple[GramTerm, ...] = ()

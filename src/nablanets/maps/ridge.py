@@ -39,6 +39,10 @@ class RidgeCascade(nn.Module):
         self.alpha_raw = nn.Parameter(_uniform(num_layers, units, low, 0.5, nonnegative=monotone))
         self.beta_raw = nn.Parameter(_uniform(num_layers, units, 1.0, 3.0, nonnegative=monotone))
 
+    def coefficients(self) -> tuple[Tensor, Tensor, Tensor]:
+        """alpha, beta and b, each (L, h)."""
+        return *self._scales(), self.bias
+
     def _scales(self) -> tuple[Tensor, Tensor]:
         nonnegative = self.monotone
         return constrained(self.alpha_raw, nonnegative=nonnegative), constrained(self.beta_raw, nonnegative=nonnegative)

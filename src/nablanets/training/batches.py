@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -76,7 +76,7 @@ class Batches:
         self.epoch_state = self.generator.get_state()
         self.position = 0
         order = torch.randperm(len(self.x), generator=self.generator).to(self.x.device)
-        self._x, self._g = self.x[order], self.g[order]
+        self._x, self._g = self.x.index_select(0, order), self.g.index_select(0, order)
 
     def next(self) -> Samples:
         """The next batch; rows that do not fill a batch at the end of an epoch wait for the next one."""
@@ -101,6 +101,38 @@ class Batches:
         self.generator.set_state(state["epoch_state"])
         self._begin_epoch()
         self.position = state["position"]
+
+
+class StackedBatches:
+    """The batches that several :class:`Batches` would give at once, (B, size, d), each in its own order.
+
+    Args:
+        samples: common ones, or one entry for each generator, all of one shape.
+        size: of a batch.
+        generators: of the orders.
+    """
+
+    def __init__(self, samples: Sequence[Samples], size: int, generators: Sequence[torch.Generator]) -> None:
+        self.features, self.generators = samples[0][0].shape[1], generators
+        rows = [torch.cat(own, dim=1) for own in samples]
+        self.rows = rows if len(rows) > 1 else rows * len(generators)
+        self.shuffled = rows[0].new_empty(len(generators), *rows[0].shape)
+        self.size = min(size, self.shuffled.shape[1])
+        self._begin_epoch()
+
+    def _begin_epoch(self) -> None:
+        self.position = 0
+        for rows, generator, shuffled in zip(self.rows, self.generators, self.shuffled, strict=True):
+            order = torch.randperm(len(rows), generator=generator).to(rows.device)
+            torch.index_select(rows, 0, order, out=shuffled)
+
+    def next(self) -> Samples:
+        """The next batches, views of an array that the next epoch overwrites."""
+        if self.position + self.size > self.shuffled.shape[1]:
+            self._begin_epoch()
+        rows = self.shuffled[:, self.position : self.position + self.size]
+        self.position += self.size
+        return rows[..., : self.features], rows[..., self.features :]
 
 
 class FreshBatches:

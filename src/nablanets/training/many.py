@@ -10,17 +10,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.func import vmap
 
 from nablanets.errors import InvalidInputError, ShapeError, unknown_name
-from nablanets.training.batches import Batches, Samples, check_samples, split
+from nablanets.training.batches import Samples, StackedBatches, check_samples, split
+from nablanets.training.closed_form import make_loss, num_slots
 from nablanets.training.settings import FitResult, FitSettings, HistoryRow
 from nablanets.training.stack import Stack
 
-# Members of one program, for batches up to 128 samples and for larger ones. A program is always full (with copies, if
-# need be), and each member has its own slot, so that shapes and memory alignment, and with them the rounding of every
-# sum, are the same whichever other members there are.
-_SLOTS = (32, 8)
 _VALIDATION_CHUNK = 1024
 _PER_MEMBER = ("learning_rate", "weight_decay", "schedule", "warmup")
 
@@ -87,7 +83,8 @@ def fit_many(
         for own, held_out in _samples(nets[0], x, g, validation, len(seeds))
     ]
     results: dict[int, FitResult] = {}
-    for program in _programs(members, len(seeds), slots or _SLOTS[common.batch_size > 128]):
+    slots = slots or num_slots(nets[0], common.batch_size)
+    for program in _programs(members, len(seeds), slots):
         results |= _Program(nets, members, program, samples).run()
     return [Member(*member, nets[k], results[k]) for k, member in enumerate(members)]
 
@@ -108,13 +105,12 @@ class _Program:
         self.settings = [members[k][1] for k in full]
         self.stack = Stack([nets[k] for k in full])
         generators = [torch.Generator().manual_seed(members[k][0]) for k in full]
-        own = [samples[k % len(samples)] for k in full]  # seeds vary fastest
-        size = self.settings[0].batch_size
-        self.batches = [Batches(*train, size, each) for (train, _), each in zip(own, generators, strict=True)]
-        self.test = samples[0][1] if len(samples) == 1 else _stacked([test for _, test in own])
-        self.theta = self.stack.theta.requires_grad_()
+        own = samples if len(samples) == 1 else [samples[k % len(samples)] for k in full]  # seeds vary fastest
+        self.batches = StackedBatches([train for train, _ in own], self.settings[0].batch_size, generators)
+        self.test = own[0][1] if len(own) == 1 else _stacked([test for _, test in own])
+        self.theta, self.loss = self.stack.theta, make_loss(self.stack)
         self.adam = _Adam(self.theta, self.settings)
-        self.best = self.theta.detach().clone()
+        self.best = self.theta.clone()
         self.best_error = torch.full_like(self.best[:, 0], math.inf)
         self.history: list[list[HistoryRow]] = [[] for _ in slots]
 
@@ -133,18 +129,14 @@ class _Program:
         return {k: self._result(self.history[slot]) for k, slot in own.items()}
 
     def _advance(self, rates: list[float]) -> Tensor:
-        parts = [batches.next() for batches in self.batches]
-        x, g = _stacked(parts)
-        value = vmap(self.stack.one)(self.theta, self.stack.fixed, x)
-        loss = (value - g).square().sum(dim=-1).mean(dim=-1)
-        (gradient,) = torch.autograd.grad(loss.sum(), self.theta)
+        loss, gradient = self.loss.with_gradient(self.theta, *self.batches.next())
         self.adam.step(gradient, rates)
-        return loss.detach()
+        return loss
 
     @torch.no_grad()
     def _validate(self, step: int, seconds: float, losses: Tensor, rates: list[float]) -> None:
         parts = zip(*(part.split(_VALIDATION_CHUNK, dim=-2) for part in self.test), strict=True)
-        sums = [(self.stack.values(self.theta, x) - g).square().sum(dim=(1, 2)) for x, g in parts]
+        sums = [(self.loss.values(self.theta, x) - g).square().sum(dim=(1, 2)) for x, g in parts]
         value = torch.stack(sums).sum(dim=0) / self.test[0].shape[-2]
         better = value < self.best_error
         self.best = torch.where(better.unsqueeze(1), self.theta, self.best)
@@ -161,26 +153,25 @@ class _Program:
 
 
 class _Adam:
-    """Adam on rows of parameters, each with its own rate and decay."""
+    """Adam on rows of parameters: torch's step of rate one from zero, which each row takes times its own rate."""
 
     def __init__(self, theta: Tensor, settings: Sequence[FitSettings]) -> None:
-        self.theta, self.first, self.second = theta, torch.zeros_like(theta), torch.zeros_like(theta)
-        self.count, self.decoupled = 0, settings[0].optimizer == "adamw"
+        self.theta, self.change = theta, nn.Parameter(torch.zeros_like(theta))
+        self.adam = torch.optim.Adam([self.change], lr=1.0, fused=True)
+        self.decoupled = settings[0].optimizer == "adamw"
         self.decay = theta.new_tensor([[s.weight_decay] for s in settings])
         self.decays = any(s.weight_decay for s in settings)
 
     @torch.no_grad()
-    def step(self, gradient: Tensor, rates: Sequence[float], betas: tuple[float, float] = (0.9, 0.999)) -> None:
-        self.count += 1
+    def step(self, gradient: Tensor, rates: Sequence[float]) -> None:
         rate = self.theta.new_tensor(rates).unsqueeze(1)
         if self.decays and self.decoupled:
-            self.theta -= rate * self.decay * self.theta
+            self.theta.mul_(1 - rate * self.decay)
         elif self.decays:
-            gradient = gradient + self.decay * self.theta
-        self.first.lerp_(gradient, 1 - betas[0])
-        self.second.mul_(betas[1]).addcmul_(gradient, gradient, value=1 - betas[1])
-        scale = (self.second / (1 - betas[1] ** self.count)).sqrt_().add_(1e-8)
-        self.theta -= rate / (1 - betas[0] ** self.count) * (self.first / scale)
+            gradient = torch.addcmul(gradient, self.decay, self.theta)
+        self.change.zero_().grad = gradient
+        self.adam.step()
+        self.theta.addcmul_(rate, self.change)
 
 
 def _programs(members: list[tuple[int, FitSettings]], seeds: int, slots: int) -> Iterable[Sequence[int | None]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +48,11 @@ class Stack:
         """The network with parameters theta (p) and buffers ``fixed`` at x."""
         return functional_call(self.skeleton, {**self._named(theta), **fixed}, (x,))
 
+    def call(self, reading: nn.Module, theta: Tensor) -> Any:
+        """What a module returns, which holds the skeleton as ``net``, with the parameters of all networks at once."""
+        tensors = {**self._named(theta), **self.fixed}
+        return functional_call(reading, {f"net.{name}": value for name, value in tensors.items()}, ())
+
     def values(self, theta: Tensor, x: Tensor, members: Tensor | slice = slice(None)) -> Tensor:
         """Networks with the given parameters, one row each, at common points (n, d) or own (B, n, d): (B, n, d)."""
         return vmap(self.one, (0, 0, 0 if x.ndim == 3 else None))(theta, self._fixed(members), x)
@@ -76,8 +82,8 @@ class Stack:
         return {name: value[members] for name, value in self.fixed.items()}
 
     def _named(self, theta: Tensor) -> dict[str, Tensor]:
-        parts = theta.split(self._sizes, dim=-1)
-        return {name: part.view(shape) for part, (name, shape) in zip(parts, self._trained.items(), strict=True)}
+        parts = zip(theta.split(self._sizes, dim=-1), self._trained.items(), strict=True)
+        return {name: part.view((*theta.shape[:-1], *shape)) for part, (name, shape) in parts}
 
 
 def _tensors(net: nn.Module) -> dict[str, Tensor]:
