@@ -90,6 +90,15 @@ def test_operations_are_differentiable_in_factor_weights_and_shift(ranks):
         assert torch.autograd.gradcheck(operation, leaves, fast_mode=True)
 
 
+def test_a_positive_diagonal_alone_is_solved_and_has_a_determinant():
+    diagonal = torch.tensor([1.0, 2.0, 4.0], dtype=DTYPE)
+    for shift, batch in ((diagonal, torch.Size([5])), (diagonal.expand(5, 3), torch.Size())):
+        J = StructuredOperator(3, (), shift, positive_semidefinite=True, batch_shape=batch)
+        v = torch.randn(5, 3, dtype=DTYPE)
+        assert_close(J.solve(v), v / diagonal)
+        assert_close(J.logdet(), diagonal.log().sum().expand(5))
+
+
 def test_trace_does_no_work_in_the_dimension():
     """Counted, not timed: beyond the shared row norms, the trace of N Jacobians takes N h operations."""
     h, d, n = 16, 64, 200

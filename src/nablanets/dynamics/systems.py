@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from nablanets import serialization
 from nablanets.dynamics.kinetic import Kinetic
 from nablanets.errors import InvalidInputError, ShapeError, check_points, check_positive_int
-from nablanets.maps import GradientMap, Pullback, Sum
+from nablanets.maps import ConditionalGradNet, GradientMap, Pullback, Sum
 from nablanets.serialization import savable
 
 
@@ -205,6 +205,32 @@ class SeparableHamiltonian(HamiltonianSystem):
     def vector_field(self, x: Tensor) -> Tensor:
         q, p = x.chunk(2, dim=-1)
         return torch.cat([self.velocity(p), self.force(q)], dim=-1)
+
+
+@savable
+class ConditionalHamiltonian(nn.Module):
+    """x' = J grad H(x; c) with parameters c, such as masses or couplings; ``given(c)`` is a Hamiltonian system.
+
+    >>> from nablanets import ConditionalGradNet
+    >>> family = ConditionalHamiltonian(ConditionalGradNet(2, 1, 8))
+    >>> x, c = torch.randn(5, 2), torch.rand(5, 1)
+    >>> torch.equal(family(x, c), family.given(c)(x))
+    True
+    """
+
+    def __init__(self, net: ConditionalGradNet) -> None:
+        super().__init__()
+        self.net = net
+        self.features = net.features
+
+    def config(self) -> dict[str, Any]:
+        return {"net": self.net}
+
+    def given(self, c: Float[Tensor, "*batch k"]) -> HamiltonianSystem:
+        return HamiltonianSystem(self.net.given(c))
+
+    def forward(self, x: Float[Tensor, "*batch d"], c: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch d"]:
+        return rotate(self.net(x, c))
 
 
 def check_hamiltonian(hamiltonian: object, *, owner: str) -> None:

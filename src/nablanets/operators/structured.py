@@ -172,8 +172,12 @@ class StructuredOperator(SymmetricOperator):
         if self.shift is None:
             raise ShapeError("Woodbury's identity needs a diagonal term.")
         batch = self.batch_shape if any(t.factor.ndim > 2 for t in self.terms) or self.shift.ndim > 1 else ()
-        factor = torch.cat([t.factor.expand(*batch, *t.factor.shape[-2:]) for t in self.terms], dim=-2)
-        weights = torch.cat([t.weights.expand(*self.batch_shape, t.weights.shape[-1]) for t in self.terms], dim=-1)
+        none = self.shift.new_zeros(*batch, 0, self.features), self.shift.new_zeros(*self.batch_shape, 0)
+        factors = (t.factor.expand(*batch, *t.factor.shape[-2:]) for t in self.terms)
+        factor = torch.cat([none[0], *factors], dim=-2)
+        weights = torch.cat(
+            [none[1], *(t.weights.expand(*self.batch_shape, t.weights.shape[-1]) for t in self.terms)], dim=-1
+        )
         gram = (factor / self.shift.unsqueeze(-2)) @ factor.mT
         identity = torch.eye(self.rank_bound, dtype=weights.dtype, device=weights.device)
         return factor, self.shift, weights, identity + weights.unsqueeze(-1) * gram

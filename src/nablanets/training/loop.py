@@ -18,13 +18,12 @@ from torch import Tensor, nn
 from nablanets.errors import InvalidInputError
 from nablanets.training.batches import Batches, BatchSource, FreshBatches, Sampler, Samples, check_samples, split
 from nablanets.training.checkpoint import read_checkpoint, write_checkpoint
-from nablanets.training.objective import Objective, error, squared_error
+from nablanets.training.objective import Objective, PackedTargets, error, squared_error
 from nablanets.training.optimizers import make_stepper, resolve
 from nablanets.training.settings import FitResult, FitSettings, HistoryRow, decibels
-from nablanets.training.sobolev import SobolevTargets
 from nablanets.training.stepper import Stepper
 
-Targets: TypeAlias = Tensor | SobolevTargets
+Targets: TypeAlias = Tensor | PackedTargets
 Pair: TypeAlias = tuple[Tensor, Targets]
 Report = Callable[[HistoryRow], None]
 _CHECKPOINT_SECONDS = 30.0
@@ -49,8 +48,8 @@ def fit(
     Args:
         net: any module that maps (n, d) to (n, d): a gradient map or a baseline.
         x: points, (n, d); or a function (count, generator) that draws fresh samples (x, g) for every batch.
-        g: gradients at the points, (n, d); or :class:`SobolevTargets` (potential values, Hessian-vector products,
-            incomplete gradients, weights); None for fresh samples.
+        g: gradients at the points, (n, d); or what else is known there, as :class:`SobolevTargets` (potential values,
+            Hessian-vector products, incomplete gradients, weights) or other targets; None for fresh samples.
         validation: fraction of the samples to hold out, or a pair (x, g) of validation samples (always a pair for fresh
             samples).
         progress: show a progress bar.
@@ -123,7 +122,7 @@ def _problem(
     held_out = validation if isinstance(validation, int | float) else _samples(net, *validation, "fit (validation)")
     if isinstance(x, Tensor) and g is not None:
         train, test = split(*_samples(net, x, g, "fit"), held_out, generator)
-        objective = g if isinstance(g, SobolevTargets) else squared_error
+        objective = g if isinstance(g, PackedTargets) else squared_error
         return _Problem(Batches(*train, settings.batch_size, generator), test, objective)
     if isinstance(x, Tensor) or g is not None or isinstance(held_out, int | float):
         raise InvalidInputError(
@@ -136,7 +135,7 @@ def _problem(
 
 def _samples(net: nn.Module, x: Tensor, g: Targets, owner: str) -> Samples:
     """Points, and gradients or packed targets."""
-    if not isinstance(g, SobolevTargets):
+    if not isinstance(g, PackedTargets):
         return check_samples(net, x, g, owner=owner)
     x, _ = check_samples(net, x, x, owner=owner)
     return x, g.pack(x)
@@ -240,8 +239,8 @@ def _fingerprint(nets: Sequence[nn.Module], problem: _Problem, settings: FitSett
     description: dict[str, Any] = {"settings": asdict(settings), "network": shapes, "data": problem.batches.signature()}
     if halve_every is not None:
         description |= {"starts": len(nets), "halve_every": halve_every}
-    if isinstance(problem.objective, SobolevTargets):
-        description |= {"weights": [problem.objective.potential_weight, problem.objective.product_weight]}
+    if isinstance(problem.objective, PackedTargets):
+        description |= problem.objective.signature()
     return json.dumps(description, sort_keys=True)
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,22 @@ from torch import Tensor, nn
 Objective: TypeAlias = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
 _CHUNK = 65536
+
+
+class PackedTargets(ABC):
+    """What is known at n points and how it is fitted: targets that :func:`fit` takes in place of gradients."""
+
+    @abstractmethod
+    def pack(self, x: Tensor) -> Tensor:
+        """Everything that belongs to points (n, d) side by side, (n, columns), without NaN."""
+
+    @abstractmethod
+    def __call__(self, net: nn.Module, x: Tensor, packed: Tensor) -> Tensor:
+        """The objective on points and their packed targets, a scalar."""
+
+    @abstractmethod
+    def signature(self) -> dict[str, Any]:
+        """JSON values that tell this objective from others, for checkpoints."""
 
 
 def squared_error(net: nn.Module, x: Tensor, g: Tensor) -> Tensor:

@@ -39,8 +39,8 @@ def make_stepper(
         )
     if objective is not squared_error:
         raise InvalidInputError(
-            "fit: optimizer 'levenberg' fits complete gradients only, and got SobolevTargets. Take optimizer='adam' or "
-            "'lbfgs'."
+            f"fit: optimizer 'levenberg' fits complete gradients only, and got {type(objective).__name__}. Take "
+            "optimizer='adam' or 'lbfgs'."
         )
     return Levenberg(nets, batches.epoch(), test, rows=settings.batch_size, halve_every=halve_every)
 

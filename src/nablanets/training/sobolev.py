@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from nablanets.errors import InvalidInputError, ShapeError
 from nablanets.maps import GradientMap
+from nablanets.training.objective import PackedTargets
 
 
 @dataclass(frozen=True)
-class SobolevTargets:
+class SobolevTargets(PackedTargets):
     r"""What is known of a potential F at n points: give at least one of gradients, values and products.
 
     ``fit(net, x, SobolevTargets(...))`` minimises
@@ -57,6 +58,9 @@ class SobolevTargets:
         for name in ("potential_weight", "product_weight"):
             if not getattr(self, name) >= 0:
                 raise InvalidInputError(f"SobolevTargets: expected {name} >= 0, got {getattr(self, name)}.")
+
+    def signature(self) -> dict[str, Any]:
+        return {"weights": [self.potential_weight, self.product_weight]}
 
     def pack(self, x: Tensor) -> Tensor:
         """All targets of points (n, d) side by side, (n, columns), with zeros where nothing was observed.
