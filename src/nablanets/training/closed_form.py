@@ -137,4 +137,4 @@ class _Reading(nn.Module):
         self.net, self.hidden = net, hidden
 
     def forward(self) -> tuple[AffineParts, tuple[Tensor, ...]]:
-        return self.net.affine_parts(), self.hidden.parameters(self.net)
+        return self.hidden.read(self.net)
