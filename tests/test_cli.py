@@ -223,6 +223,11 @@ FLAGS = {
     "export": {"--format", "--out"},
     "data list": set(),
     "data get": set(),
+    "upscale": {"--out", "--scale", "--model", "--memory", "--megapixels", "--precision"},
+    "train super-resolution": {
+        "--data", "--out", "--validation", "--scale", "--blocks", "--width", "--skip", "--seconds", "--lr", "--batch-size",
+        "--patch", "--precision", "--devices", "--seed", "--checkpoint",
+    },
 }  # fmt: skip
 
 

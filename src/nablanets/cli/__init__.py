@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from nablanets.cli import data, experiments, models, pictures
+from nablanets.cli import data, experiments, models, pictures, training
 from nablanets.cli.app import app
 from nablanets.errors import NablaError
 
@@ -21,4 +21,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(2)
 
 
-__all__ = ["app", "data", "experiments", "main", "models", "pictures"]
+__all__ = ["app", "data", "experiments", "main", "models", "pictures", "training"]

@@ -10,6 +10,7 @@ from nablanets.experiments.efficiency import EfficiencyExperiment
 from nablanets.experiments.field2d import Field2DExperiment
 from nablanets.experiments.high_dimensional import HighDimensionalConfig, HighDimensionalExperiment
 from nablanets.experiments.sinusoid import SinusoidExperiment
+from nablanets.experiments.super_resolution import SuperResolutionExperiment
 from nablanets.experiments.terrain import TerrainExperiment
 from nablanets.problems.fields import ConvexField, NonconvexField
 
@@ -30,6 +31,7 @@ EXPERIMENTS: dict[str, Experiment[Any]] = {
         Field2DExperiment(NonconvexField()),
         TerrainExperiment(),
         SinusoidExperiment(),
+        SuperResolutionExperiment(),
         HighDimensionalExperiment(
             "piecewise-quadratic",
             "Learn the paper's convex piecewise quadratic field at d = 32, 256, 1024, by training and identification.",

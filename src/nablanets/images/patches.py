@@ -13,6 +13,7 @@ from nablanets.errors import InvalidInputError, check_positive_int
 from nablanets.images.color import luma
 from nablanets.images.edges import edges
 from nablanets.images.resize import bicubic
+from nablanets.images.training import Ticket
 
 _FLOOR = 0.2
 
@@ -27,6 +28,7 @@ class PatchPairs:
         pictures: bytes of shape (3, H, W).
         scale: of the large patches.
         size: of the small patches, in pixels.
+        epoch: how many patches count as an epoch; 16,000 in EDSR's own training (1,000 batches of 16).
 
     Raises:
         InvalidInputError: there is no picture, or one is smaller than a patch.
@@ -37,11 +39,11 @@ class PatchPairs:
     (torch.Size([4, 3, 16, 16]), torch.Size([4, 3, 32, 32]))
     """
 
-    def __init__(self, pictures: Sequence[Tensor], scale: int, size: int) -> None:
+    def __init__(self, pictures: Sequence[Tensor], scale: int, size: int, epoch: int = 16_000) -> None:
         check_positive_int(size, owner="PatchPairs", name="size")
         if not pictures:
             raise InvalidInputError("PatchPairs: expected at least one picture, got none.")
-        self.scale, self.size = scale, size
+        self.scale, self.size, self.epoch = scale, size, epoch
         self.large = [trimmed(picture, scale) for picture in pictures]
         for picture in self.large:
             if min(picture.shape[-2:]) < scale * size:
@@ -56,13 +58,20 @@ class PatchPairs:
         self._shapes = [m.shape for m in maps]
         self._starts = torch.tensor([0, *(m.numel() for m in maps)]).cumsum(0)
 
-    def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Small and large patches with values in [0, 1]."""
+    def __len__(self) -> int:
+        return self.epoch
+
+    def batch(self, ticket: Ticket) -> tuple[Tensor, Tensor]:
+        """The part of a batch that a process trains on."""
+        return self.draw(ticket.size, ticket.generator(), ticket.part)
+
+    def draw(self, count: int, generator: torch.Generator, part: slice = slice(None)) -> tuple[Tensor, Tensor]:
+        """Small and large patches with values in [0, 1]; with a ``part`` only these of them."""
         place = torch.rand(count, generator=generator, dtype=torch.float64) * self._cumulated[-1]
         cells = torch.searchsorted(self._cumulated, place).clamp_max(len(self._cumulated) - 1)
         jitter = torch.randint(0, self.step, (count, 2), generator=generator).tolist()
         turns = torch.randint(0, 8, (count,), generator=generator).tolist()
-        pairs = [self._pair(int(c), j, t) for c, j, t in zip(cells, jitter, turns, strict=True)]
+        pairs = [self._pair(int(c), j, t) for c, j, t in zip(cells[part], jitter[part], turns[part], strict=True)]
         small, large = (torch.stack(patches).float() / 255 for patches in zip(*pairs, strict=True))
         return small, large
 
@@ -91,6 +100,12 @@ def trimmed(picture: Tensor, scale: int) -> Tensor:
     """The largest part, from the upper left corner, whose sides are multiples of the scale."""
     height, width = (size // scale * scale for size in picture.shape[-2:])
     return picture[..., :height, :width]
+
+
+def middle(picture: Tensor, side: int) -> Tensor:
+    """The middle of a picture, at most ``side`` pixels each way."""
+    top, left = (max(0, (size - side) // 2) for size in picture.shape[-2:])
+    return picture[..., top : top + side, left : left + side].contiguous()
 
 
 def turned(x: Tensor, turn: int) -> Tensor:

@@ -1,5 +1,6 @@
 """Networks for pictures."""
 
+from nablanets.images.models.baselines import Bicubic
 from nablanets.images.models.edsr import EDSR
 from nablanets.images.models.pretrained import edsr_from, load_edsr
 from nablanets.images.models.resnet import ResNet
@@ -10,6 +11,7 @@ from nablanets.images.models.weights import LoadReport, load_weights
 
 __all__ = [
     "EDSR",
+    "Bicubic",
     "LoadReport",
     "ResNet",
     "SRResNet",

@@ -36,7 +36,7 @@ class EDSR(nn.Module):
         residual_scale: what F is multiplied by.
         tail: "stages", as published (a convolution at full size after the sub-pixel steps), or "direct" (one sub-pixel
             convolution to the colours).
-        onto_bicubic: add the bicubic enlargement to the output.
+        onto_bicubic: add the bicubic enlargement to the output, which is all there is at the start.
         guided: give the head the edges of the picture (Sobel maps) beside its colours.
         value_range: what pictures are multiplied by inside, 255 for published weights.
 
@@ -79,6 +79,8 @@ class EDSR(nn.Module):
         self.body = nn.Sequential(*(residual(Block(width, activation, residual_scale), skip) for _ in range(blocks)))
         self.merge = _conv(width, width)
         self.tail = _stages(scale, width) if tail == "stages" else _direct(scale, width)
+        if onto_bicubic:
+            _zero(self.tail[1] if tail == "stages" else self.tail[0])
 
     @property
     def reach(self) -> int | None:
@@ -140,6 +142,11 @@ def check_pictures(x: Tensor, *, owner: str) -> None:
 
 def _conv(inputs: int, outputs: int) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, 3, padding=1)
+
+
+def _zero(layer: nn.Module) -> None:
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
 
 
 def _stages(scale: int, width: int) -> nn.Sequential:

@@ -116,5 +116,9 @@ def _order(seed: int, epoch: int, samples: int) -> Tensor:
 
 
 def _mixed(seed: int, step: int) -> int:
-    """One seed of two, different for all pairs in use."""
-    return ((seed & 0x7FFFFFFF) << 32) | (step & 0xFFFFFFFF)
+    """One seed of two, mixed well (splitmix64), since torch's generator for CPUs looks at the lower 32 bits only."""
+    mask = 0xFFFFFFFFFFFFFFFF
+    z = (((seed & 0xFFFFFFFF) << 32 | (step & 0xFFFFFFFF)) + 0x9E3779B97F4A7C15) & mask
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
+    return (z ^ (z >> 31)) >> 32
