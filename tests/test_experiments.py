@@ -90,7 +90,7 @@ def test_terrain_is_reconstructed_from_slopes(terrain_run):
     assert by_arm["gradnet"]["elevation_rmse"] < 40
 
 
-def test_pieces_are_identified_where_training_barely_beats_an_affine_map(tmp_path):
+def test_pieces_are_identified_and_trained_networks_beat_the_affine_map(tmp_path):
     experiment = find_experiment("piecewise-quadratic")
     config = experiment.preset("quick")
     run = run_experiment(experiment, config, preset="quick", seeds=1, out=tmp_path / "run")
@@ -101,18 +101,18 @@ def test_pieces_are_identified_where_training_barely_beats_an_affine_map(tmp_pat
     assert db["identified-6"] < -100
     assert by_arm["identified-6"].metrics["pieces"] == 3
     assert db["identified-noisy"] < -28
-    assert db["gradnet-m-affine-start"] < db["affine"]
+    assert db["gradnet-c-ridge-start"] < db["affine"] - 1 and db["gradnet-m-ridge-start"] < db["affine"] - 0.2, db
     assert max(row.parameters for row in run.rows()) <= 1024 * 32
     assert run.load_model("identified-32", 0).monotone
 
 
 def test_nonconvex_fields_are_learned_better_than_by_an_affine_map(tmp_path):
     experiment = find_experiment("nonconvex-fields")
-    config = replace(experiment.preset("quick"), methods=("affine", "gradnet-m-affine-start"), steps=200)
+    config = replace(experiment.preset("quick"), methods=("affine", "gradnet-c-ridge-start"), steps=200)
     run = run_experiment(experiment, config, preset="quick", seeds=1, out=tmp_path / "run")
     db = {row.arm.removesuffix("-32"): row.metrics["test_db"] for row in run.rows()}
     for field in experiment.fields:
-        assert db[f"{field}-gradnet-m-affine-start"] < db[f"{field}-affine"] - 0.05
+        assert db[f"{field}-gradnet-c-ridge-start"] < db[f"{field}-affine"] - 0.3, db
     with pytest.raises(UnknownNameError, match="'affine'"):
         experiment.arms(replace(config, methods=("affin",)))
 

@@ -17,7 +17,16 @@ from nablanets.problems.fields import ConvexField, NonconvexField
 #: Of the high-dimensional fields: d = 32, a few hundred steps and one rate.
 _QUICK = HighDimensionalConfig(
     features=(32,),
-    methods=("affine", "gradnet-m-affine-start", "mixture", "identified", "identified-noisy", "identified-6", "mlp"),
+    methods=(
+        "affine",
+        "gradnet-c-ridge-start",
+        "gradnet-m-ridge-start",
+        "mixture",
+        "identified",
+        "identified-noisy",
+        "identified-6",
+        "mlp",
+    ),
     steps=300,
     rates=(3e-3,),
     samples=2000,
@@ -42,7 +51,7 @@ EXPERIMENTS: dict[str, Experiment[Any]] = {
             "nonconvex-fields",
             "Learn two high-dimensional nonconvex fields of ours: a difference of maxima, and sinusoidal ridges.",
             ("piecewise-difference", "sinusoidal-ridges"),
-            replace(_QUICK, methods=("affine", "gradnet-c-affine-start", "gradnet-m-affine-start", "mlp")),
+            replace(_QUICK, methods=("affine", "gradnet-c-ridge-start", "gradnet-m-affine-start", "mlp")),
         ),
         ActivationsExperiment(),
         EfficiencyExperiment(),

@@ -28,6 +28,7 @@ from nablanets.training import (
     fit_pieces,
     initialise_affine,
     initialise_from_data,
+    initialise_ridges,
 )
 from nablanets.training.batches import Samples
 from nablanets.training.gating import count_stored
@@ -48,14 +49,16 @@ class HighDimensionalConfig:
         steps, batch_size: of training, each batch of fresh points.
         rates, trial_steps: each trained arm takes the best of the rates, times 32 / d, by validation after so many steps.
         samples_per_feature, samples: identification uses d times the first, but at least the second, many points.
-        affine_samples_per_feature: the affine baseline and starts use d times so many.
+        affine_samples_per_feature, start_samples: the affine baseline and the starts use d times the first, but at least
+            the second.
         noise: of the gradients in the noisy arms, relative to their root mean square.
         validation_samples, test_samples: further points.
     """
 
     features: tuple[int, ...] = (32, 256, 1024)
     methods: tuple[str, ...] = (
-        "affine", "gradnet-c", "gradnet-m", "gradnet-c-affine-start", "gradnet-m-affine-start", "mixture",
+        "affine", "gradnet-c", "gradnet-m", "gradnet-c-affine-start", "gradnet-m-affine-start",
+        "gradnet-c-ridge-start", "gradnet-m-ridge-start", "mixture",
         "identified", "identified-unlimited", "identified-noisy", "identified-2", "identified-6",
         "mlp", "mlp-potential", "icnn",
     )  # fmt: skip
@@ -67,6 +70,7 @@ class HighDimensionalConfig:
     samples_per_feature: int = 10
     affine_samples_per_feature: int = 50
     samples: int = 4000
+    start_samples: int = 20_000
     noise: float = 0.01
     validation_samples: int = 2000
     test_samples: int = 10_000
@@ -87,6 +91,12 @@ _NETWORKS: dict[str, Callable[[int, int, bool, bool | int], nn.Module]] = {
 }
 
 
+_STARTS: dict[str, Callable[[GradNetC | GradNetM, Tensor, Tensor], None]] = {
+    "-affine-start": initialise_affine,
+    "-ridge-start": initialise_ridges,
+}
+
+
 class HighDimensionalExperiment(Experiment[HighDimensionalConfig]):
     """Learn fields of many dimensions within a budget of parameters, by training and by identification."""
 
@@ -101,7 +111,7 @@ class HighDimensionalExperiment(Experiment[HighDimensionalConfig]):
         self.name, self.summary, self.fields = name, summary, fields
         paper = HighDimensionalConfig()
         if any(not _field(field, 2).convex for field in fields):
-            kept = tuple(m for m in paper.methods if not m.startswith("identified"))
+            kept = tuple(m for m in paper.methods if not m.startswith("identified") and m != "gradnet-m-ridge-start")
             paper = HighDimensionalConfig(methods=kept)
         self.presets = {"quick": quick, "paper": paper}
         self.seeds = {"quick": 1, "paper": 5}
@@ -125,7 +135,8 @@ class HighDimensionalExperiment(Experiment[HighDimensionalConfig]):
         generator = torch.Generator().manual_seed(1000 + seed)
         identified = method.startswith("identified")
         count = max(config.samples, config.samples_per_feature * d)
-        samples = field.sample(count if identified else config.affine_samples_per_feature * d, generator)
+        started = max(config.start_samples, config.affine_samples_per_feature * d)
+        samples = field.sample(count if identified else started, generator)
         validation = field.sample(config.validation_samples, generator)
         test = field.sample(config.test_samples, generator)
         begin = time.perf_counter()
@@ -199,9 +210,10 @@ class HighDimensionalExperiment(Experiment[HighDimensionalConfig]):
             f"by validation error after {config.trial_steps} steps, for each seed. gradnet-c has four layers of weighted tanh, gradnet-m four "
             "modules of weighted softmax, both without linear term and "
             + ("monotone; " if convex else "not monotone; ")
-            + "“-affine-start” begins as the best affine gradient map (initialise_affine; with a linear term where the net "
+            + "“-ridge-start” begins as the best affine gradient map and the ridge functions that projection pursuit finds in "
+            "what it leaves (initialise_ridges), “-affine-start” as the affine map alone (initialise_affine; both with a linear term where the net "
             "is not monotone). mixture is a smooth maximum of three quadratics of the largest rank that fits.",
-            f"affine and the affine starts are least squares on {config.affine_samples_per_feature} d points; the "
+            f"affine and the starts see max({config.start_samples:,}, {config.affine_samples_per_feature} d) points; the "
             f"identified arms see max({config.samples}, {config.samples_per_feature} d). identified: k-planes with three pieces; "
             "-2 and -6 look for two and six; -noisy has gradients with "
             f"{config.noise:.0%} noise; -unlimited ignores the budget. All store at most the budget otherwise: full "
@@ -233,14 +245,14 @@ def _build(method: str, field: Field, budget: int, x: Tensor, g: Tensor) -> nn.M
         rank = min(d, (budget - 4) // (3 * d) - 3)
         experts = [Quadratic(d, rank, monotone=field.convex) for _ in range(3)]
         return GradNetMixture(experts).pullback(torch.ones(d), torch.full((d,), -0.5))
-    base = method.removesuffix("-affine-start")
-    start = base != method
-    linear: bool | int = start and not field.convex
+    start = next((suffix for suffix in _STARTS if method.endswith(suffix)), "")
+    base = method.removesuffix(start)
+    linear: bool | int = start in _STARTS and not field.convex
     if linear and d * d + 2 * d > budget / 2:
         linear = max(1, (budget // 2) // d - 2)
     net = match_parameters(lambda h: _NETWORKS[base](d, h, field.convex, linear), budget)
     if isinstance(net, GradNetC | GradNetM):
         initialise_from_data(net, x)
         if start:
-            initialise_affine(net, x, g)
+            _STARTS[start](net, x, g)
     return net

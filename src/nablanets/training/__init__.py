@@ -10,6 +10,8 @@ from nablanets.training.many import Member, fit_many
 from nablanets.training.multistart import fit_best_start
 from nablanets.training.objective import error
 from nablanets.training.outer import solve_outer
+from nablanets.training.pursuit import Ridges, pursue_ridges
+from nablanets.training.ridges import initialise_ridges
 from nablanets.training.settings import FitResult, FitSettings, HistoryRow, decibels
 from nablanets.training.sobolev import SobolevTargets
 from nablanets.training.standardise import standardised, standardised_inside
@@ -21,6 +23,7 @@ __all__ = [
     "HistoryRow",
     "Member",
     "Pieces",
+    "Ridges",
     "SobolevTargets",
     "decibels",
     "error",
@@ -31,7 +34,9 @@ __all__ = [
     "identify_pieces",
     "initialise_affine",
     "initialise_from_data",
+    "initialise_ridges",
     "mixture_from_pieces",
+    "pursue_ridges",
     "solve_outer",
     "solve_ridge",
     "standardised",

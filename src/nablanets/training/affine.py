@@ -8,6 +8,7 @@ from torch import Tensor
 from nablanets.activations.base import TwoWeights
 from nablanets.errors import InvalidInputError
 from nablanets.maps import GradNetC, GradNetM, Quadratic
+from nablanets.maps.network import GradientNetwork
 from nablanets.parameters import inverse_softplus
 from nablanets.training.identify import symmetric_regression
 
@@ -41,31 +42,38 @@ def initialise_affine(net: GradNetC | GradNetM, x: Tensor, g: Tensor) -> None:
     matrix, _ = symmetric_regression(x.double(), g.double())
     if net.linear is not None:
         _shrink_core(net, x, float((g - g.mean(dim=0)).square().mean().sqrt()))
-        term = Quadratic.from_matrix(matrix, rank=net.linear.rank, monotone=net.monotone)
-        net.linear.load_state_dict(term.to(x).state_dict(), strict=False)
+        set_linear_term(net, matrix)
     elif net.monotone:
         groups = net.num_modules if isinstance(net, GradNetM) else 1
-        rows = net.weight.shape[:-1].numel()
-        weight = _framed_root(matrix, rows, groups).to(x)
-        (_spread_over_c if isinstance(net, GradNetC) else _spread_over_m)(net, weight, x)  # type: ignore[arg-type]
+        weight = framed_root(matrix, net.weight.shape[:-1].numel(), groups).to(x)
+        if isinstance(net, GradNetC):
+            spread_cascade(net, weight, x)
+        else:
+            spread = (x @ weight.mT).std(dim=0).square().mean().sqrt()
+            scale = _SPREAD_M * (len(weight) / weight.shape[1]) ** 0.25
+            spread_modules(net, weight, x, sharpness=scale / float(spread))
     else:
         raise InvalidInputError(
             "initialise_affine: a network that is neither monotone nor has a linear term cannot start as an affine "
             "map. Build it with linear=True."
         )
-    net.bias.zero_()
-    net.bias.copy_((g - net(x)).mean(dim=0))
+    centre_error(net, x, g)
 
 
-def _shrink_core(net: GradNetC | GradNetM, x: Tensor, size: float) -> None:
-    outer = net.ridge.alpha_raw[-1] if isinstance(net, GradNetC) else net.scale_raw
-    outer.copy_(torch.full_like(outer, inverse_softplus(1.0)) if net.monotone else outer.sign())
-    core = float(net._core(x).std(dim=0).square().mean().sqrt())
-    factor = _CORE * size / max(core, 1e-30)
-    outer.copy_(torch.full_like(outer, inverse_softplus(factor)) if net.monotone else factor * outer)
+def set_linear_term(net: GradientNetwork, matrix: Tensor) -> None:
+    """Let the linear term be the symmetric matrix (d, d), or what its rank can hold of it."""
+    if net.linear is None:
+        raise InvalidInputError(f"set_linear_term: {type(net).__name__} has no linear term. Build it with linear=True.")
+    term = Quadratic.from_matrix(matrix, rank=net.linear.rank, monotone=net.monotone)
+    net.linear.load_state_dict(term.to(net.bias).state_dict(), strict=False)
 
 
-def _framed_root(matrix: Tensor, rows: int, groups: int) -> Tensor:
+def centre_error(net: GradientNetwork, x: Tensor, g: Tensor) -> None:
+    """Choose the constant b so that the mean error over samples is zero."""
+    net.bias.add_((g - net(x)).mean(dim=0))
+
+
+def framed_root(matrix: Tensor, rows: int, groups: int = 1) -> Tensor:
     """W = Q A^{1/2}, (rows, d): Q random with orthonormal columns whose sums over each group of rows vanish."""
     values, vectors = torch.linalg.eigh(matrix)
     kept = min(len(values), rows - groups) if groups > 1 else min(len(values), rows)
@@ -76,27 +84,35 @@ def _framed_root(matrix: Tensor, rows: int, groups: int) -> Tensor:
     return (frame * values[-kept:].clamp(min=0).sqrt()) @ vectors[:, -kept:].mT
 
 
-def _spread_over_c(net: GradNetC, weight: Tensor, x: Tensor) -> None:
+def spread_cascade(net: GradNetC, weight: Tensor, x: Tensor) -> None:
+    """Give GradNet-C the weights W (h, d), bends where the data are, and units of mean slope one; linear for wtanh."""
     net.weight.copy_(weight)
     for units in net.ridge.activations:
         for part in units.modules():
             if isinstance(part, TwoWeights):
                 part.b_raw.copy_(part.a_raw)
-    ridge = net.ridge
+    ridge, raw = net.ridge, inverse_softplus if net.monotone else torch.as_tensor
     u = x @ weight.mT
     spread = u.std(dim=0).clamp(min=1e-12)
     ridge.bias.copy_(-(x[torch.randint(len(x), ridge.bias.shape, device=x.device)] * weight).sum(dim=-1))
-    ridge.beta_raw.copy_(inverse_softplus((_SPREAD_C / len(ridge.beta_raw) / spread).expand_as(ridge.beta_raw)))
-    ridge.alpha_raw.fill_(inverse_softplus(1.0))
-    ridge.alpha_raw[-1] = inverse_softplus(1 / ridge.derivative(u).mean(dim=0))
+    ridge.beta_raw.copy_(raw((_SPREAD_C / len(ridge.beta_raw) / spread).expand_as(ridge.beta_raw)))
+    ridge.alpha_raw.copy_(raw(torch.ones_like(ridge.alpha_raw)))
+    ridge.alpha_raw[-1] = raw(1 / ridge.derivative(u).mean(dim=0))
 
 
-def _spread_over_m(net: GradNetM, weight: Tensor, x: Tensor) -> None:
+def spread_modules(net: GradNetM, weight: Tensor, x: Tensor, sharpness: float) -> None:
+    """Give monotone GradNet-M the weights W (M h, d) around the mean of the data, t, and scales for mean slope one."""
     net.weight.copy_(weight.unflatten(0, net.weight.shape[:2]))
     net.hidden_bias.copy_(-net.weight @ x.mean(dim=0))
-    spread = (x @ weight.mT).std(dim=0).square().mean().sqrt()
-    sharpness = _SPREAD_M * (len(weight) / weight.shape[1]) ** 0.25 / float(spread)
     net.sharpness_raw.fill_(inverse_softplus(sharpness))
     slopes = net.units.derivative(net._hidden(x))
     diagonal = slopes if isinstance(slopes, Tensor) else slopes.diagonal
     net.scale_raw.copy_(inverse_softplus(1 / (sharpness * diagonal.mean(dim=(0, 2)))))
+
+
+def _shrink_core(net: GradNetC | GradNetM, x: Tensor, size: float) -> None:
+    outer = net.ridge.alpha_raw[-1] if isinstance(net, GradNetC) else net.scale_raw
+    outer.copy_(torch.full_like(outer, inverse_softplus(1.0)) if net.monotone else outer.sign())
+    core = float(net._core(x).std(dim=0).square().mean().sqrt())
+    factor = _CORE * size / max(core, 1e-30)
+    outer.copy_(torch.full_like(outer, inverse_softplus(factor)) if net.monotone else factor * outer)
