@@ -15,9 +15,10 @@ from PIL import Image
 
 from nablanets.errors import DataFileError, InvalidInputError
 from nablanets.images.files import Picture, pictures_in, read_picture, rgb_bytes, write_picture
+from nablanets.images.metrics import mean_psnr
 from nablanets.images.models import EDSR
 from nablanets.images.resize import bicubic
-from nablanets.images.upscale import side_within, tiles, times_applied, upscale
+from nablanets.images.upscale import packaged_upscaler, side_within, tiles, times_applied, upscale
 from nablanets.residual.arms import ARMS
 from nablanets.serialization import save
 from tests.test_cli import call
@@ -237,3 +238,14 @@ def test_a_network_is_applied_as_often_as_the_scale_needs():
     for scale in (1, 3, 6):
         with pytest.raises(InvalidInputError, match="power"):
             times_applied(2, scale)
+
+
+def test_the_packaged_network_is_small_and_better_than_bicubic_on_pictures_it_never_saw():
+    net = packaged_upscaler()
+    pictures = [torch.from_numpy(p).permute(2, 0, 1) for p in (skimage.data.chelsea(), skimage.data.coffee())]
+    ours, theirs = mean_psnr(net, pictures, 2), mean_psnr(lambda x: bicubic(x, 2), pictures, 2)
+    assert theirs == pytest.approx(32.92, abs=0.02)
+    assert ours - theirs > 2.0
+    picture = Picture(pictures[0][:, :80, :80].contiguous())
+    exact, fast = (upscale(net, picture, bf16=b).colors.float() for b in (False, True))
+    assert float((exact - fast).abs().mean()) < 0.5
