@@ -6,6 +6,7 @@ from typing import Any
 from nablanets.errors import unknown_name
 from nablanets.experiments.activations import ActivationsExperiment
 from nablanets.experiments.base import Experiment
+from nablanets.experiments.classification import ClassificationExperiment
 from nablanets.experiments.efficiency import EfficiencyExperiment
 from nablanets.experiments.field2d import Field2DExperiment
 from nablanets.experiments.high_dimensional import HighDimensionalConfig, HighDimensionalExperiment
@@ -55,6 +56,7 @@ EXPERIMENTS: dict[str, Experiment[Any]] = {
         ),
         ActivationsExperiment(),
         EfficiencyExperiment(),
+        ClassificationExperiment(),
     )
 }
 
