@@ -10,6 +10,7 @@ from nablanets.experiments.classification import ClassificationExperiment
 from nablanets.experiments.efficiency import EfficiencyExperiment
 from nablanets.experiments.field2d import Field2DExperiment
 from nablanets.experiments.high_dimensional import HighDimensionalConfig, HighDimensionalExperiment
+from nablanets.experiments.segmentation import SegmentationExperiment
 from nablanets.experiments.sinusoid import SinusoidExperiment
 from nablanets.experiments.super_resolution import SuperResolutionExperiment
 from nablanets.experiments.terrain import TerrainExperiment
@@ -57,6 +58,7 @@ EXPERIMENTS: dict[str, Experiment[Any]] = {
         ActivationsExperiment(),
         EfficiencyExperiment(),
         ClassificationExperiment(),
+        SegmentationExperiment(),
     )
 }
 
