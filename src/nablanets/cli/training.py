@@ -35,7 +35,7 @@ def super_resolution(
     blocks: Annotated[int, typer.Option(help="Residual blocks of EDSR.")] = 8,
     width: Annotated[int, typer.Option(help="Channels.")] = 32,
     skip: Annotated[str, typer.Option(help="What skips carry: standard, gradient, gradient-full, ...")] = "standard",
-    seconds: Annotated[float, typer.Option(help="Training time; processor time on a CPU.")] = 1500,
+    seconds: Annotated[float, typer.Option(help="Training time; processor time on a CPU.")] = 360,
     lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3,
     batch_size: Annotated[int, typer.Option(help="Patches per step, over all processes.")] = 16,
     patch: Annotated[int, typer.Option(help="Pixels of a patch of the small picture.")] = 32,

@@ -198,12 +198,12 @@ def _crops(config: SuperResolutionConfig, run: RunFolder) -> Iterator[Picture]:
     figure, axes = panels(2, 1 + len(pairs), width=2.8, height=2.8)
     for ax in axes:
         ax.set_axis_off()
-    axes[0].imshow(middle(original, _CROP).permute(1, 2, 0))
+    axes[0].imshow(middle(original, _CROP).permute(1, 2, 0).numpy())
     axes[0].set_title(f"{name}: {photographs.names[0]}")
     for column, (arm, (enlarged, _)) in enumerate(pairs.items(), start=1):
-        axes[column].imshow(middle(enlarged, _CROP).permute(1, 2, 0))
+        axes[column].imshow(middle(enlarged, _CROP).permute(1, 2, 0).numpy())
         axes[column].set_title(arm)
-        error = (middle(enlarged, _CROP) - middle(original, _CROP)).abs().mean(dim=0)
+        error = (middle(enlarged, _CROP) - middle(original, _CROP)).abs().mean(dim=0).numpy()
         axes[1 + len(pairs) + column].imshow(error, cmap="magma", vmin=0, vmax=0.15)
     yield Picture(
         "crops", "A part of a test picture (seed 0), and the absolute errors of its colours from 0 to 0.15.", figure
