@@ -73,7 +73,12 @@ class ClassificationExperiment(PictureExperiment[ClassificationConfig]):
             blocks=(1, 1), stem="cifar", epochs=8, batch_size=64, rates=(1e-2,), alphas=(-3.0,), validation_samples=200
         ),
         "fashion": ClassificationConfig(
-            data="fashion-mnist", precision="bf16-mixed", channels_last=False, validation_samples=5000
+            data="fashion-mnist",
+            precision="bf16-mixed",
+            channels_last=False,
+            batch_size=64,
+            validation_samples=2000,
+            trial_epochs=0.25,
         ),
         "paper": ClassificationConfig(
             data="cifar", width=64, blocks=(2, 2, 2, 2), stem="cifar", epochs=100, augment=True, precision="bf16-mixed",

@@ -83,7 +83,9 @@ class SegmentationExperiment(PictureExperiment[SegmentationConfig]):
         "quick": SegmentationConfig(
             width=8, levels=2, epochs=4, batch_size=16, rates=(1e-2,), alphas=(-3.0,), size=32
         ),
-        "brain": SegmentationConfig(data="brain-tissue", width=8, epochs=12, batch_size=8, trial_epochs=3),
+        "brain": SegmentationConfig(
+            data="brain-tissue", width=8, epochs=10, batch_size=4, alphas=(-3.0,), trial_epochs=2
+        ),
         "cut-outs": SegmentationConfig(
             data="cut-outs", width=12, levels=4, size=64, samples=1600, test_samples=400, epochs=4, batch_size=16,
             trial_epochs=1,
