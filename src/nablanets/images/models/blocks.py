@@ -38,9 +38,12 @@ def with_skips(net: nn.Module, skip: Arm) -> None:
 
 
 def initialise_convolutions(net: nn.Module) -> None:
-    """He's normal weights for convolutions by their outputs, as in ResNet."""
+    """He's normal weights for convolutions by their outputs, as in ResNet.
+
+    Convolutions of one pixel with a bias, which end segmenters, keep torch's: by their few outputs they would be large.
+    """
     for module in net.modules():
-        if isinstance(module, nn.Conv2d):
+        if isinstance(module, nn.Conv2d) and not (module.kernel_size == (1, 1) and module.bias is not None):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
