@@ -104,6 +104,19 @@ def test_unit_norm_of_tiny_and_large_gradients(dtype):
         assert_close(unit(g.clone().requires_grad_(wanted), [1]).detach(), expected)
 
 
+@pytest.mark.parametrize("normalize", ["position", "none"])
+def test_gain_multiplies_the_gradient_and_nothing_else(normalize):
+    torch.manual_seed(0)
+    block, x = nn.Sequential(nn.Linear(4, 9), nn.Tanh(), nn.Linear(9, 4)), torch.randn(7, 4)
+    layer = GradientResidual(block, 1.0, normalize=normalize, gain=5.0)
+    g = layer.gradient(x)
+    g = g if normalize == "none" else g / g.norm(dim=-1, keepdim=True)
+    s = torch.sigmoid(torch.tensor(1.0))
+    torch.testing.assert_close(layer(x), block(x) + (1 - s) * x + 5 * s * g)
+    pure = GradientResidual(block, normalize=normalize, gain=5.0, skip="pure")
+    torch.testing.assert_close(pure(x), block(x) + 5 * g)
+
+
 def test_alpha_per_block_per_channel_shared_and_fixed():
     x = torch.randn(2, 4, 5, 5)
     assert GradientResidual(conv()).alpha.shape == ()

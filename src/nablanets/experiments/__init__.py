@@ -12,6 +12,8 @@ from nablanets.experiments.field2d import Field2DExperiment
 from nablanets.experiments.high_dimensional import HighDimensionalConfig, HighDimensionalExperiment
 from nablanets.experiments.segmentation import SegmentationExperiment
 from nablanets.experiments.sinusoid import SinusoidExperiment
+from nablanets.experiments.sinusoid_ablation import AblationExperiment
+from nablanets.experiments.sinusoid_search import SearchExperiment
 from nablanets.experiments.super_resolution import SuperResolutionExperiment
 from nablanets.experiments.terrain import TerrainExperiment
 from nablanets.problems.fields import ConvexField, NonconvexField
@@ -43,6 +45,8 @@ EXPERIMENTS: dict[str, Experiment[Any]] = {
         TerrainExperiment(),
         SinusoidExperiment(),
         SuperResolutionExperiment(),
+        AblationExperiment(),
+        SearchExperiment(),
         HighDimensionalExperiment(
             "piecewise-quadratic",
             "Learn the paper's convex piecewise quadratic field at d = 32, 256, 1024, by training and identification.",

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from scipy import stats
 
 from nablanets.errors import InvalidInputError
+
+K = TypeVar("K")
 
 
 class Comparison(NamedTuple):
@@ -62,13 +64,14 @@ def _p_value(test: Callable[[np.ndarray], Any], difference: np.ndarray) -> float
     return float(test(difference).pvalue) if difference.any() else 1.0
 
 
-def holm(p: Mapping[str, float]) -> dict[str, float]:
+def holm(p: Mapping[K, float]) -> dict[K, float]:
     """p values adjusted for being several, by Holm's step-down method.
 
     >>> holm({"a": 0.01, "b": 0.5, "c": 0.02})
     {'a': 0.03, 'c': 0.04, 'b': 0.5}
     """
-    adjusted, largest = {}, 0.0
+    adjusted: dict[K, float] = {}
+    largest = 0.0
     for rank, name in enumerate(sorted(p, key=p.__getitem__)):
         largest = max(largest, min(1.0, (len(p) - rank) * p[name]))
         adjusted[name] = largest

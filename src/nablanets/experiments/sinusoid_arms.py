@@ -1,4 +1,4 @@
-"""The networks of the sinusoid study, and how they are trained: all seeds of an arm as one program."""
+"""How the networks of the sinusoid studies are trained: all seeds of an arm as one program."""
 
 from __future__ import annotations
 
@@ -6,28 +6,19 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
 
-from nablanets.errors import unknown_name
+from nablanets.experiments.sinusoid_nets import VARIANTS, SinusoidNet
 from nablanets.problems.sinusoid import Sinusoid
-from nablanets.residual.arms import ARMS, residual
-from nablanets.serialization import savable
+from nablanets.residual.arms import ARMS
 from nablanets.training import FitSettings, Member, fit_many
+from nablanets.training.batches import Samples
 
-METHODS = (*ARMS, "wider", "fourier", "siren")
-#: Arms that carry gradients, and the controls of their size that carry none.
-CARRYING = ("magnitude", "pure", "gradient", "gradient-full", "gradient-probe")
-CONTROLS = ("standard", "no-skip", "scalar", "damped", "random")
-
-_CHOOSE_ALPHA = ("magnitude", "gradient", "gradient-full", "gradient-probe")
-_ALPHA_OF_GRADIENT = ("damped", "random")
-_ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "tanh": nn.Tanh}
+METHODS = (*ARMS, "wider", "fourier", "siren", "standard-torch", "no-skip-torch", "damped-torch", "gradient-torch")
+_DEAREST = 1.5
 _TRIAL_SEED = 1000
-_FOURIER_DEVIATION = 10.0
-_SIREN_FREQUENCY = 30.0
 
 
 @dataclass(frozen=True)
@@ -35,33 +26,51 @@ class SinusoidConfig:
     """Settings of a run.
 
     Attributes:
-        frequencies: the d of sin(d pi x).
-        methods: which of the arms to run; the names are those of the table without the frequency.
-        width, blocks: of the networks; each block has two layers.
-        activation: "relu", "gelu" or "tanh".
-        samples, noise: training points and the standard deviation of the noise on their targets.
+        frequencies, methods: the d of sin(d pi x), and the networks that learn them all.
+        other_frequencies, other_methods: further d, for a selection of networks.
+        width, blocks, first_scale: of the networks, see :class:`SinusoidNet`; each block has two layers.
+        samples, noise: training points and the standard deviation of the noise on their targets, drawn for each seed.
         validation_samples: further noisy points.
         test_points: a regular grid without noise.
-        steps, batch_size: of training by Adam with cosine decay.
+        steps, batch_size, warmup: of training by Adam with cosine decay.
+        equal_compute: cheaper networks make more steps, until they have the products of the dearest ones.
         rates, alphas: what each arm chooses from by validation error.
         trial_steps, trial_seeds: the choice is made after so many steps, on so many seeds of its own.
+        slots: networks in one program.
     """
 
-    frequencies: tuple[int, ...] = (4, 8, 16, 32)
+    frequencies: tuple[int, ...] = (16,)
     methods: tuple[str, ...] = METHODS
+    other_frequencies: tuple[int, ...] = (4, 8, 32)
+    other_methods: tuple[str, ...] = ("standard", "damped", "gradient", "gradient-full")
     width: int = 64
     blocks: int = 3
-    activation: str = "relu"
+    first_scale: float = 24.0
     samples: int = 1000
     noise: float = 0.1
     validation_samples: int = 500
     test_points: int = 2000
-    steps: int = 10_000
-    batch_size: int = 100
-    rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
-    alphas: tuple[float, ...] = (-3.0, 0.0, 3.0)
-    trial_steps: int = 2000
-    trial_seeds: int = 4
+    steps: int = 6000
+    batch_size: int = 50
+    warmup: float = 0.05
+    equal_compute: bool = False
+    rates: tuple[float, ...] = (5e-4, 2e-3, 6e-3)
+    alphas: tuple[float, ...] = (0.0, 3.0)
+    trial_steps: int = 3000
+    trial_seeds: int = 3
+    slots: int = 32
+
+    def arms(self) -> dict[str, tuple[str, int]]:
+        """Method and frequency by the name of the arm."""
+        plan = [
+            *((d, self.methods) for d in self.frequencies),
+            *((d, self.other_methods) for d in self.other_frequencies),
+        ]
+        return {f"{method}-{d}": (method, d) for d, methods in plan for method in methods}
+
+    def factor(self, method: str) -> float:
+        """By how much a method makes more steps than the dearest ones."""
+        return _DEAREST / VARIANTS[method].cost if self.equal_compute else 1.0
 
 
 class Choice(NamedTuple):
@@ -71,110 +80,59 @@ class Choice(NamedTuple):
     rate: float
 
 
-@savable
-class SinusoidNet(nn.Module):
-    """A network of one variable: a linear layer, residual blocks of two layers, a linear layer.
-
-    "wider" is "standard" at a width with 1.5 times the products, the cost of back-propagating through the gradient;
-    "fourier" is "standard" behind random Fourier features in place of the first layer; "siren" has as many layers of
-    sines and no skips.
-
-    >>> SinusoidNet("gradient", width=8, blocks=2, alpha=3.0)(torch.zeros(5, 1)).shape
-    torch.Size([5, 1])
-    """
-
-    def __init__(
-        self, method: str, width: int = 64, blocks: int = 3, alpha: float = 0.0, activation: str = "relu"
-    ) -> None:
-        super().__init__()
-        if method not in METHODS:
-            raise unknown_name("method", method, METHODS)
-        if activation not in _ACTIVATIONS:
-            raise unknown_name("activation", activation, _ACTIVATIONS)
-        self._arguments = {"method": method, "width": width, "blocks": blocks}
-        self._arguments |= {"alpha": alpha, "activation": activation}
-        if method == "siren":
-            self.layers = _siren(width, blocks)
-            return
-        width = round(1.5**0.5 * width) if method == "wider" else width
-        first = FourierFeatures(width, _FOURIER_DEVIATION) if method == "fourier" else nn.Linear(1, width)
-        skip = ARMS.get(method, ARMS["standard"])
-        middle = [_residual(width, _ACTIVATIONS[activation], alpha, skip) for _ in range(blocks)]
-        self.layers = nn.Sequential(first, *middle, nn.Linear(width, 1))
-
-    def config(self) -> dict[str, Any]:
-        return self._arguments
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.layers(x)
-        return y
-
-
-class FourierFeatures(nn.Module):
-    """cos and sin of 2 pi w x, for fixed w from a normal distribution."""
-
-    frequencies: Tensor
-
-    def __init__(self, width: int, deviation: float) -> None:
-        super().__init__()
-        self.register_buffer("frequencies", deviation * torch.randn(1, width // 2))
-
-    def forward(self, x: Tensor) -> Tensor:
-        phase = 2 * math.pi * x @ self.frequencies
-        return torch.cat([phase.cos(), phase.sin()], dim=-1)
-
-
-class Sine(nn.Module):
-    """sin(w x), w that of SIREN."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.sin(_SIREN_FREQUENCY * x)
-
-
 def train(
-    config: SinusoidConfig, arm: tuple[str, int], alpha: float, rates: Sequence[float], seeds: Sequence[int], steps: int
+    config: SinusoidConfig,
+    arm: tuple[str, int],
+    alpha: float,
+    rates: Sequence[float],
+    seeds: Sequence[int],
+    *,
+    steps: int,
+    slots: int,
 ) -> list[Member]:
     """Networks of an arm (method and frequency) with each rate and seed."""
     method, frequency = arm
-    problem, generator = Sinusoid(frequency, config.noise), torch.Generator().manual_seed(frequency)
+    problem = Sinusoid(frequency, config.noise)
+    generators = [torch.Generator().manual_seed(1_000_000 * frequency + seed) for seed in seeds]
+    samples, validation = (
+        _stacked([problem.sample(count, generator) for generator in generators])
+        for count in (config.samples, config.validation_samples)
+    )
     return fit_many(
-        partial(SinusoidNet, method, config.width, config.blocks, alpha, config.activation),
-        *problem.sample(config.samples, generator),
-        validation=problem.sample(config.validation_samples, generator),
+        partial(SinusoidNet, method, config.width, config.blocks, alpha, config.first_scale),
+        *samples,
+        validation=validation,
         seeds=seeds,
         grid={"learning_rate": rates},
-        settings=FitSettings(steps=steps, batch_size=config.batch_size),
+        settings=FitSettings(
+            steps=round(steps * config.factor(method)), batch_size=config.batch_size, warmup=config.warmup
+        ),
+        slots=slots,
     )
 
 
 @lru_cache(maxsize=256)
 def choose(config: SinusoidConfig, method: str, frequency: int) -> Choice:
     """The alpha and rate with the least mean validation error over trial seeds."""
-    alphas = config.alphas if method in _CHOOSE_ALPHA else (0.0,)
-    if method in _ALPHA_OF_GRADIENT:
-        alphas = (choose(config, "gradient", frequency).alpha,)
+    alphas = config.alphas if gated(method) else (0.0,)
     if len(alphas) * len(config.rates) == 1:
         return Choice(alphas[0], config.rates[0])
     seeds = range(_TRIAL_SEED, _TRIAL_SEED + config.trial_seeds)
+    options = {"steps": config.trial_steps, "slots": config.trial_seeds * len(config.rates)}
     errors: dict[Choice, float] = {}
     for alpha in alphas:
-        for member in train(config, (method, frequency), alpha, config.rates, seeds=seeds, steps=config.trial_steps):
+        for member in train(config, (method, frequency), alpha, config.rates, seeds, **options):
             choice, error = Choice(alpha, member.settings.learning_rate), member.result.best_validation_error
             errors[choice] = errors.get(choice, 0.0) + (error if math.isfinite(error) else math.inf)
     return min(errors, key=errors.__getitem__)
 
 
-def _residual(width: int, activation: type[nn.Module], alpha: float, skip: dict[str, Any]) -> nn.Module:
-    block = nn.Sequential(nn.Linear(width, width), activation(), nn.Linear(width, width))
-    return residual(block, {**skip, "alpha": alpha, "learn_alpha": False})
+def gated(method: str) -> bool:
+    """Whether a network mixes its skip by alpha, and the study says by which."""
+    net = SinusoidNet(method, 4, 1)
+    return any(name.endswith("alpha") for name in net.state_dict()) and "alpha" not in VARIANTS[method].arm
 
 
-@torch.no_grad()
-def _siren(width: int, blocks: int) -> nn.Sequential:
-    hidden = [nn.Linear(width, width) for _ in range(2 * blocks)]
-    first, last = nn.Linear(1, width), nn.Linear(width, 1)
-    first.weight.uniform_(-1, 1)
-    bound = (6 / width) ** 0.5 / _SIREN_FREQUENCY
-    for layer in (*hidden, last):
-        layer.weight.uniform_(-bound, bound)
-    return nn.Sequential(first, Sine(), *(part for layer in hidden for part in (layer, Sine())), last)
+def _stacked(samples: Sequence[Samples]) -> Samples:
+    x, g = (torch.stack(part) for part in zip(*samples, strict=True))
+    return x, g

@@ -18,7 +18,8 @@ class GradientResidual(GradientSkip):
 
     After Pan, Ying, Torr, Liu, "Gradient Residual Connections" (2026), Eq. 2. The paper's are the convex combination,
     v = 1, the stop-gradient and the arms "none", "identity", "scalar", "magnitude", "pure" and "gradient". Ours are the
-    axes of the norm, what exactly "magnitude" is, the other probes, and the controls "damped", "random" and "added".
+    axes of the norm, what exactly "magnitude" is, the gain, the other probes, and the controls "damped", "random" and
+    "added".
 
     Args:
         block: F, from a batch to a batch of the same shape (or see ``projection``).
@@ -28,6 +29,7 @@ class GradientResidual(GradientSkip):
         per_channel: one alpha per channel.
         normalize: what g is scaled to unit norm over: "position" (the channels of each position), "sample" (all but
             the batch), "channel" (the positions of each channel of a sample), "none". Where g = 0 it stays 0.
+        gain: g is multiplied by it, after normalising.
         stop_gradient: do not back-propagate through g.
         probe: v: "ones", "random" (fixed signs), "learned" (starts at ones), or a tensor per channel.
         projection: P, applied to the skip; needed where the block changes the shape.
@@ -58,6 +60,7 @@ class GradientResidual(GradientSkip):
         learn_alpha: bool = True,
         per_channel: bool = False,
         normalize: Normalize = "position",
+        gain: float = 1.0,
         stop_gradient: bool = True,
         probe: Probe | Tensor = "ones",
         projection: nn.Module | None = None,
@@ -73,6 +76,7 @@ class GradientResidual(GradientSkip):
             learn_alpha=learn_alpha,
             per_channel=per_channel,
             normalize=normalize,
+            gain=gain,
             stop_gradient=stop_gradient,
             probe=probe,
             skip=skip,

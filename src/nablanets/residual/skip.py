@@ -42,6 +42,7 @@ class GradientSkip(nn.Module):
         learn_alpha: bool = True,
         per_channel: bool = False,
         normalize: Normalize = "position",
+        gain: float = 1.0,
         stop_gradient: bool = True,
         probe: Probe | Tensor = "ones",
         skip: Skip = "gradient",
@@ -55,6 +56,7 @@ class GradientSkip(nn.Module):
         layout = branch.layout(root)
         self.branch = branch
         self.skip, self.normalize, self.stop_gradient = skip, normalize, stop_gradient
+        self.gain = gain
         self.inputs, self.outputs = channels or layout.inputs, channels or layout.outputs
         self.channel_dim = layout.dim if channel_dim is None else channel_dim
         if self.channel_dim >= 0:
@@ -120,6 +122,7 @@ class GradientSkip(nn.Module):
             g = torch.linalg.vector_norm(g, dim=dims, keepdim=True) * unit(x, dims)
         elif self.normalize != "none":
             g = unit(g, self._dims(g))
+        g = g if self.gain == 1 else self.gain * g
         if self.skip == "pure":
             return g
         s = self._placed(self.gate(), x)
