@@ -33,7 +33,7 @@ pytestmark = pytest.mark.xdist_group("super-resolution")
 _EXPERIMENT = find_experiment("super-resolution")
 _TINY = replace(
     _EXPERIMENT.preset("quick"), data="embedded", methods=("standard", "gradient-full"), blocks=2, width=8,
-    epochs=0.125, seconds=1.5, patch=16, validate_every=50, validation_side=64,
+    epochs=0.125, seconds=1.5, patch=16, rates=(3e-3,), validate_every=50, validation_side=64,
 )  # fmt: skip
 
 

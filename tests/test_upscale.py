@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import errno
 import io
+import os
 import struct
+import subprocess
+import sys
 import zlib
 
 import numpy as np
@@ -249,3 +252,29 @@ def test_the_packaged_network_is_small_and_better_than_bicubic_on_pictures_it_ne
     picture = Picture(pictures[0][:, :80, :80].contiguous())
     exact, fast = (upscale(net, picture, bf16=b).colors.float() for b in (False, True))
     assert float((exact - fast).abs().mean()) < 0.5
+
+
+def test_a_large_picture_needs_bounded_memory(tmp_path, model):
+    """2.4 megapixels, 34 MiB in all: as one tile it took 540 MiB."""
+    side = (1200, 2000)
+    Image.fromarray(np.tile(_PHOTO, (25, 32, 1))[: side[0], : side[1]]).save(tmp_path / "large.png")
+    code = (
+        "import resource, sys; from nablanets.cli import main\n"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024\n"
+        "from nablanets.images.files import Picture, write_picture; import torch\n"
+        f"call = lambda name: main(['upscale', name, '--model', {str(model)!r}, '--memory', '32'])\n"
+        f"small = {str(tmp_path / 'small.png')!r}\n"
+        "write_picture(Picture(torch.zeros(3, 300, 300, dtype=torch.uint8)), small)\n"
+        "try: call(small)\n"
+        "except SystemExit: pass\n"
+        "before = peak()\n"
+        f"try: call({str(tmp_path / 'large.png')!r})\n"
+        "except SystemExit: pass\n"
+        "print('peak', peak() - before)\n"
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    with Image.open(tmp_path / "large-x2.png") as image:
+        assert image.size == (4000, 2400)
+    pictures = 3 * side[0] * side[1] * 5 / 2**20
+    assert float(done.stdout.split()[-1]) < 3 * pictures + 64
