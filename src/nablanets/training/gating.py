@@ -17,6 +17,8 @@ from nablanets.training.identify import Pieces, identify_pieces
 _SHARPNESS = [10.0 ** (k / 2) for k in range(-2, 17)]
 _SWEEPS = 20
 _CHUNK = 4096
+# Continuity of the potential is asked of so many pairs of samples for two pieces, among the first so many samples.
+_PAIRS, _NEIGHBOURS = 5, 2000
 
 
 @dataclass(frozen=True)
@@ -27,17 +29,22 @@ class Gate:
         offsets: c, (K,).
         sharpness: t.
         error: mean ||f(x) - g||^2 over the samples with this gate.
+        unexplained: error over the variance of g. Far above that of the pieces if they are no maximum of potentials.
     """
 
     offsets: Tensor
     sharpness: float
     error: float
+    unexplained: float
 
 
 def fit_pieces(
     x: Tensor, g: Tensor, pieces: int = 3, *, parameters: int | None = None, monotone: bool = True, seed: int = 0
 ) -> tuple[GradientMap, Pieces, Gate]:
     """Identify the affine pieces of a gradient field and build the map that is their smooth maximum.
+
+    Pieces of a field that is no maximum of smooth potentials cannot be arranged as one. The result is then the best
+    affine map, if that has the lower error; ``unexplained`` of the gate tells how much is left.
 
     Args:
         x, g: samples, (n, d).
@@ -58,9 +65,10 @@ def fit_pieces(
     >>> len(found), net.monotone
     (2, True)
     """
-    found = identify_pieces(x, g, pieces, seed=seed)
-    net, gate = mixture_from_pieces(found, x, g, parameters=parameters, monotone=monotone)
-    return net, found, gate
+    found = [identify_pieces(x, g, count, seed=seed) for count in dict.fromkeys((pieces, 1))]
+    built = [(*mixture_from_pieces(p, x, g, parameters=parameters, monotone=monotone), p) for p in found]
+    net, gate, best = min(built, key=lambda entry: entry[1].error)
+    return net, best, gate
 
 
 def mixture_from_pieces(
@@ -149,25 +157,32 @@ def _diagonals(matrices: Tensor) -> Tensor:
 def fit_gate(pieces: Pieces, x: Tensor, g: Tensor) -> Gate:
     """Offsets and sharpness with which the maximum of the pieces' potentials reproduces the samples best.
 
-    Samples know offsets only by the side of an edge that they lie on, to about 1 / n. Two starts are tried: offsets
+    Samples know offsets only by the side of an edge that they lie on, to about 1 / n. Three starts are tried: offsets
     that make all potentials equal where the pieces' gradients agree best (right for pieces that meet in a point, as
-    homogeneous ones do, and then exact), and those that separate the samples by the widest margin. From the better one,
-    each offset moves by exact line search over the error of the hard maximum, if that lowers the error. The sharpness
-    is the one of least error on a grid, the largest where it makes no difference.
+    homogeneous ones do, and then exact), those that separate the samples by the widest margin, and those that make the
+    potential continuous between near samples of different pieces. From each, offsets move by exact line search over the
+    error of the hard maximum, if that lowers the error, and the best is taken. The sharpness is the one of least error
+    on a grid, the largest where it makes no difference.
     """
     parts = [_compare(pieces, a, b) for a, b in zip(x.double().split(_CHUNK), g.double().split(_CHUNK), strict=True)]
     potentials, products = (torch.cat(columns) for columns in zip(*parts, strict=True))
     errors = _diagonals(products)
-    starts = (_meeting_offsets(pieces), _widest_margin(potentials, errors.argmin(dim=1)))
-    start = min(starts, key=lambda c: float(errors.gather(1, (potentials + c).argmax(dim=1, keepdim=True)).sum()))
-    offsets = _descend_offsets(potentials, errors, start)
+    labels = errors.argmin(dim=1)
+    starts = (
+        _meeting_offsets(pieces),
+        _widest_margin(potentials, labels),
+        _continuous_offsets(potentials, labels, x.double()),
+    )
+    descents = [_descend_offsets(potentials, errors, start) for start in starts]
+    offsets = min(descents, key=lambda c: float(errors.gather(1, (potentials + c).argmax(dim=1, keepdim=True)).sum()))
     scores = potentials + offsets
     unit = 1 / float((scores - scores.mean(dim=1, keepdim=True)).std().clamp(min=1e-30)) if len(pieces) > 1 else 1.0
     tried = [(_soft_error(scores * (t * unit), products), t * unit) for t in _SHARPNESS]
     least = min(error for error, _ in tried)
     same = 1.01 * least + 1e-12 * float(errors.mean())
     sharpness = max(t for error, t in tried if error <= same)
-    return Gate(offsets, sharpness, least)
+    variance = float((g - g.mean(dim=0)).double().square().sum(dim=1).mean())
+    return Gate(offsets, sharpness, least, least / max(variance, 1e-300))
 
 
 def _compare(pieces: Pieces, x: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
@@ -210,6 +225,27 @@ def _widest_margin(potentials: Tensor, labels: Tensor) -> Tensor:
     free = [(0.0, 0.0), *[(None, None)] * (count - 1), (None, max(map(abs, limits)))]
     solution = linprog([0.0] * count + [-1.0], rows, limits, bounds=free)
     return potentials.new_tensor(solution.x[:count]) if solution.success else potentials.new_zeros(count)
+
+
+def _continuous_offsets(potentials: Tensor, labels: Tensor, x: Tensor) -> Tensor:
+    """Offsets with F_k + c_k = F_l + c_l between the nearest samples of k and l, by weighted least squares."""
+    potentials, labels, x = potentials[:_NEIGHBOURS], labels[:_NEIGHBOURS], x[:_NEIGHBOURS]
+    rows, values = [], []
+    for k, other in itertools.combinations(range(potentials.shape[1]), 2):
+        own, theirs = ((labels == m).nonzero().squeeze(1) for m in (k, other))
+        distances = torch.cdist(x[own], x[theirs]).flatten()
+        near = distances.topk(min(_PAIRS, len(distances)), largest=False)
+        width = max(len(theirs), 1)
+        pairs = torch.stack([own[near.indices // width], theirs[near.indices % width]])
+        step = (potentials[pairs, other] - potentials[pairs, k]).mean(dim=0)
+        row = potentials.new_zeros(len(step), potentials.shape[1])
+        row[:, k], row[:, other] = 1.0, -1.0
+        weight = near.values.clamp(min=1e-12).square().reciprocal()
+        rows.append(row * weight.unsqueeze(1))
+        values.append(step * weight)
+    if not rows:
+        return potentials.new_zeros(potentials.shape[1])
+    return torch.linalg.lstsq(torch.cat(rows), torch.cat(values).unsqueeze(1), driver="gelsd").solution.squeeze(1)
 
 
 def _descend_offsets(potentials: Tensor, errors: Tensor, offsets: Tensor) -> Tensor:

@@ -13,6 +13,8 @@ from nablanets.training.kplanes import PlaneSearch
 
 # The search uses at most this many samples per piece: so many, and so many per feature.
 _FEW, _PER_FEATURE = 200, 4
+# Constant pieces are taken if they leave at most so many times what affine ones do, or what counts as rounding.
+_CONSTANT, _ROUNDING = 3.0, 1e-12
 # Rounds of the final refinement.
 _REFINEMENTS = 10
 # Samples that are evaluated at once, with all pieces.
@@ -64,6 +66,9 @@ def identify_pieces(x: Tensor, g: Tensor, pieces: int = 3, *, searches: int = 3,
     split. Pieces that the Bayesian information criterion does not want are removed. The end is a least-squares fit of
     symmetric matrices in float64 (with a ridge where a piece has at most d samples).
 
+    Where the gradients themselves form clusters (subgradients of max-affine functions, norms, steps) that explain them
+    nearly as well, the pieces are the means of these: parallel strips and small cells are then no harder than others.
+
     Args:
         x: points, (n, d); n / pieces should exceed d.
         g: gradients there, (n, d).
@@ -82,9 +87,14 @@ def identify_pieces(x: Tensor, g: Tensor, pieces: int = 3, *, searches: int = 3,
     x, g = _checked(x, g, pieces)
     generator = torch.Generator().manual_seed(seed)
     rows = torch.randperm(len(x), generator=generator)[: pieces * (_FEW + _PER_FEATURE * x.shape[1])].to(x.device)
-    labels = PlaneSearch(x[rows], g[rows], generator).run(pieces, searches)
+    search = PlaneSearch(x[rows], g[rows], generator)
+    labels, clusters = search.run(pieces, searches), search.clusters(pieces)
     x, g = x.double(), g.double()
-    return _refine(x, g, rows, labels)
+    affine = _refine(x, g, rows, labels)
+    if clusters is None:
+        return affine
+    constant = _constant(x, g, rows, clusters)
+    return constant if constant.unexplained <= _CONSTANT * max(affine.unexplained, _ROUNDING) else affine
 
 
 def _checked(x: Tensor, g: Tensor, pieces: int) -> tuple[Tensor, Tensor]:
@@ -110,9 +120,22 @@ def _refine(x: Tensor, g: Tensor, rows: Tensor, labels: Tensor) -> Pieces:
         if torch.equal(new, known):
             break
         known, pieces = new, _fit_symmetric(x, g, new)
+    return _judged(pieces, g, least, known)
+
+
+def _constant(x: Tensor, g: Tensor, rows: Tensor, labels: Tensor) -> Pieces:
+    """Pieces without slope: the means of clusters of gradients."""
+    masks = [labels == k for k in range(int(labels.max()) + 1)]
+    values = torch.stack([g[rows][mask].mean(dim=0) for mask in masks])
+    pieces = Pieces(g.new_zeros(len(values), *(2 * g.shape[1:])), values, x.mean(dim=0), labels, math.nan, math.nan)
+    return _judged(pieces, g, *pieces.squared_errors(x, g).min(dim=1))
+
+
+def _judged(pieces: Pieces, g: Tensor, least: Tensor, labels: Tensor) -> Pieces:
+    """The pieces with labels and what they leave unexplained."""
     residual = float(least.mean())
     variance = float((g - g.mean(dim=0)).square().sum(dim=1).mean())
-    return replace(pieces, labels=known, residual=residual, unexplained=residual / max(variance, 1e-300))
+    return replace(pieces, labels=labels, residual=residual, unexplained=residual / max(variance, 1e-300))
 
 
 def _fit_symmetric(x: Tensor, g: Tensor, labels: Tensor) -> Pieces:

@@ -14,6 +14,9 @@ _SKETCH = 32
 _ITERATIONS = 60
 # A fraction of the variance that counts as rounding.
 _ROUNDING = 1e-9
+# k-means is run so many times, counts where it leaves less than this fraction of the gradients' variance, and a further
+# cluster is worth it where it leaves less than this part of what noise would.
+_CLUSTERINGS, _CLUSTERED, _WORTH = 10, 0.1, 0.9
 # Dropping a piece is tried only if it raises the error by less than this factor.
 _MISSED = 4.0
 
@@ -44,6 +47,7 @@ class PlaneSearch:
         if self.features > _SKETCH:
             mix = torch.randn(self.features, _SKETCH, generator=self.generator, dtype=torch.float64).to(g.device)
             sketch = sketch @ mix / _SKETCH**0.5
+        self.gradients = sketch
         sketch = sketch - design @ (design.mT @ sketch / len(x))
         variance = sketch.square().sum(dim=1).mean().clamp(min=torch.finfo(torch.float64).tiny)
         self.design, self.target = design.float(), (sketch / variance.sqrt()).float()
@@ -57,6 +61,22 @@ class PlaneSearch:
             gained = state.total < 0.999 * best.total
             best, failures = (state, 0) if gained else (best, failures + 1)
         return self._pruned(best).labels
+
+    def clusters(self, pieces: int) -> Tensor | None:
+        """Labels by the gradients alone, at most so many, if these form clusters.
+
+        The number of clusters is the last that is worth it: to cut one cluster of noise in two takes at most
+        2 / (pi d) of the variance, and more is asked for.
+        """
+        gain = _WORTH * (1 - 2 / (math.pi * self.gradients.shape[1]))
+        best, before = cluster(self.gradients, 1, self.generator)
+        least = before
+        for count in range(2, pieces + 1):
+            labels, spread = cluster(self.gradients, count, self.generator)
+            if spread < gain * max(before, _ROUNDING):
+                best, least = labels, spread
+            before = spread
+        return best if least < _CLUSTERED else None
 
     def _descend(self, labels: Tensor, pieces: int) -> State:
         state = self._update(labels, pieces)
@@ -119,6 +139,43 @@ class PlaneSearch:
 
     def _random_labels(self, count: int, pieces: int) -> Tensor:
         return torch.randint(pieces, (count,), generator=self.generator).to(self.design.device)
+
+
+def cluster(points: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, float]:
+    """Labels of points (n, d) by k-means, and the mean squared distance from the centres over the variance.
+
+    Each start is that of k-means++: centres far from those before it are likelier. Points that take fewer than
+    ``count`` values get one label for each value.
+    """
+    points = points - points.mean(dim=0)
+    runs = [_lloyd(points, _far_apart(points, count, generator)) for _ in range(_CLUSTERINGS)]
+    labels, spread = min(runs, key=lambda run: run[1])
+    return labels, spread / max(float(points.square().sum(dim=1).mean()), 1e-300)
+
+
+def _far_apart(points: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Rows drawn one after the other, with probability proportional to the squared distance from those before."""
+    chance = torch.ones_like(points[:, 0])
+    chosen: list[Tensor] = []
+    while len(chosen) < count and float(chance.max()) > 0:
+        chosen.append(points[int(torch.multinomial(chance.cpu(), 1, generator=generator))])
+        distance = (points - chosen[-1]).square().sum(dim=1)
+        chance = distance if len(chosen) == 1 else torch.minimum(chance, distance)
+    return torch.stack(chosen)
+
+
+def _lloyd(points: Tensor, centres: Tensor) -> tuple[Tensor, float]:
+    """Labels, and the mean squared distance from the nearest centre."""
+    labels = torch.zeros_like(points[:, 0], dtype=torch.long)
+    for _ in range(_ITERATIONS):
+        least, new = torch.cdist(points, centres, compute_mode="donot_use_mm_for_euclid_dist").min(dim=1)
+        if torch.equal(new, labels):
+            break
+        labels = new
+        sums = torch.zeros_like(centres).index_add_(0, labels, points)
+        count = torch.bincount(labels, minlength=len(centres)).unsqueeze(1)
+        centres = torch.where(count > 0, sums / count.clamp(min=1), centres)
+    return labels, float(least.square().mean())
 
 
 def _without(errors: Tensor, piece: int) -> Tensor:
