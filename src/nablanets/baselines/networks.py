@@ -141,28 +141,62 @@ class MLPPotential(MLP):
 
 
 @savable
+class Rescaled(nn.Module):
+    """x -> c A h(A x + b) for any module h, a diagonal A and numbers c: what standardising does to gradient maps.
+
+    >>> Rescaled(MLP(3, 8), torch.ones(3), torch.zeros(3), 2.0)(torch.randn(5, 3)).shape
+    torch.Size([5, 3])
+    """
+
+    scale: Tensor
+    offset: Tensor
+
+    def __init__(self, inner: nn.Module, scale: Tensor, offset: Tensor, factor: float = 1.0) -> None:
+        super().__init__()
+        self.inner, self.factor = inner, factor
+        self.register_buffer("scale", scale.clone())
+        self.register_buffer("offset", offset.clone())
+
+    def config(self) -> dict[str, Any]:
+        return {"inner": self.inner, "scale": self.scale, "offset": self.offset, "factor": self.factor}
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.factor * self.scale * cast(Tensor, self.inner(self.scale * x + self.offset))
+
+
+@savable
 class CoordinateField(nn.Module):
     """x -> J_phi(x)^T h(phi(x)) for any module h: the symmetries of the coordinates phi, but no potential.
 
     Of :class:`~nablanets.maps.CoordinatePullback` it lacks only that h is a gradient map.
+
+    Args:
+        inner: h.
+        coordinates: phi.
+        matrices: a group of matrices (n, m, m) over which h is averaged as in :class:`~nablanets.Symmetrized`.
 
     >>> from nablanets.maps import pair_distances
     >>> CoordinateField(MLP(3, 8), pair_distances(3))(torch.randn(5, 9)).shape
     torch.Size([5, 9])
     """
 
-    def __init__(self, inner: nn.Module, coordinates: Coordinates) -> None:
+    matrices: Tensor
+
+    def __init__(self, inner: nn.Module, coordinates: Coordinates, matrices: Tensor | None = None) -> None:
         super().__init__()
         self.inner, self.coordinates = inner, coordinates
         self.features = coordinates.features
+        group = torch.eye(coordinates.outputs).unsqueeze(0) if matrices is None else matrices.clone()
+        self.register_buffer("matrices", group)
 
     def config(self) -> dict[str, Any]:
-        return {"inner": self.inner, "coordinates": self.coordinates}
+        return {"inner": self.inner, "coordinates": self.coordinates, "matrices": self.matrices}
 
     def forward(self, x: Tensor) -> Tensor:
         check_points(x, self.features, owner="CoordinateField")
         phi, pull = self.coordinates.linearise(x)
-        return pull(self.inner(phi))
+        values = self.inner(torch.einsum("nij,...j->n...i", self.matrices, phi))
+        return pull(torch.einsum("nij,n...i->...j", self.matrices, values) / len(self.matrices))
 
 
 @savable

@@ -4,6 +4,7 @@ from nablanets.dynamics.fitting import fit_derivatives, fit_positions, fit_traje
 from nablanets.dynamics.integrate import ORDERS, integrate
 from nablanets.dynamics.kinetic import Kinetic
 from nablanets.dynamics.port import PortHamiltonian
+from nablanets.dynamics.second_order import SecondOrder
 from nablanets.dynamics.systems import (
     ConditionalHamiltonian,
     FieldSystem,
@@ -21,6 +22,7 @@ __all__ = [
     "HamiltonianSystem",
     "Kinetic",
     "PortHamiltonian",
+    "SecondOrder",
     "SeparableHamiltonian",
     "System",
     "fit_derivatives",

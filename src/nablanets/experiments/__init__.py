@@ -10,10 +10,12 @@ from nablanets.experiments.classification import ClassificationExperiment
 from nablanets.experiments.efficiency import EfficiencyExperiment
 from nablanets.experiments.field2d import Field2DExperiment
 from nablanets.experiments.high_dimensional import HighDimensionalConfig, HighDimensionalExperiment
+from nablanets.experiments.molecule import MoleculeExperiment
 from nablanets.experiments.segmentation import SegmentationExperiment
 from nablanets.experiments.sinusoid import SinusoidExperiment
 from nablanets.experiments.sinusoid_ablation import AblationExperiment
 from nablanets.experiments.sinusoid_search import SearchExperiment
+from nablanets.experiments.solar_system import SolarSystemExperiment
 from nablanets.experiments.super_resolution import SuperResolutionExperiment
 from nablanets.experiments.terrain import TerrainExperiment
 from nablanets.problems.fields import ConvexField, NonconvexField
@@ -63,6 +65,8 @@ EXPERIMENTS: dict[str, Experiment[Any]] = {
         EfficiencyExperiment(),
         ClassificationExperiment(),
         SegmentationExperiment(),
+        SolarSystemExperiment(),
+        MoleculeExperiment(),
     )
 }
 

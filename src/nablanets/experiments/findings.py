@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+from nablanets.experiments.base import Column, Sheet
 from nablanets.experiments.store import Row
 
 
@@ -57,3 +58,14 @@ def lead(ours: Summary, theirs: Summary, unit: str) -> str:
 def listing(names: Sequence[str], none: str = "none") -> str:
     """Names with commas, or the word for no names."""
     return ", ".join(names) if names else none
+
+
+def sheet(title: str, columns: Sequence[Column], rows: Sequence[Row]) -> Sheet:
+    """A table of metrics by arm: mean and standard deviation over seeds, a dash where an arm has none."""
+    found = [summaries(rows, column.metric) for column in columns]
+    arms = dict.fromkeys(row.arm for row in rows)
+    lines = [
+        [arm, *(values[arm].text(c.spec) if arm in values else "-" for c, values in zip(columns, found, strict=True))]
+        for arm in arms
+    ]
+    return Sheet(title, ("arm", *(column.title for column in columns)), lines)

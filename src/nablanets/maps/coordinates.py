@@ -118,7 +118,7 @@ def distances_from(centres: Tensor, *, kind: str = "distance") -> Distances:
     >>> distances_from(torch.zeros(1, 3))(torch.tensor([0.0, 3.0, 4.0]))
     tensor([5.])
     """
-    return Distances(torch.ones(len(centres), 1), centres, kind)
+    return Distances(centres.new_ones(len(centres), 1), centres, kind)
 
 
 def pair_permutations(particles: int, alike: Sequence[Sequence[int]]) -> Tensor:

@@ -52,7 +52,10 @@ class Ephemeris:
 
     def between(self, first: float, last: float) -> Ephemeris:
         """The times from one Julian year on and before another."""
-        rows = (self.times >= julian_date(first)) & (self.times < julian_date(last))
+        return self.select((self.times >= julian_date(first)) & (self.times < julian_date(last)))
+
+    def select(self, rows: NDArray[np.bool_]) -> Ephemeris:
+        """Some of the times."""
         return Ephemeris(self.times[rows], self.positions[rows], self.velocities[rows], self.accelerations[rows])
 
     def heliocentric(self, names: tuple[str, ...] = INNER) -> tuple[Tensor, Tensor]:

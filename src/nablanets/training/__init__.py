@@ -14,7 +14,7 @@ from nablanets.training.pursuit import Ridges, pursue_ridges
 from nablanets.training.ridges import initialise_ridges
 from nablanets.training.settings import FitResult, FitSettings, HistoryRow, decibels
 from nablanets.training.sobolev import SobolevTargets
-from nablanets.training.standardise import standardised, standardised_inside
+from nablanets.training.standardise import coordinate_scales, standardised, standardised_inside
 
 __all__ = [
     "FitResult",
@@ -25,6 +25,7 @@ __all__ = [
     "Pieces",
     "Ridges",
     "SobolevTargets",
+    "coordinate_scales",
     "decibels",
     "error",
     "fit",

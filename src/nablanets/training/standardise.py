@@ -54,10 +54,15 @@ def standardised_inside(net: GradientMap, coordinates: Coordinates, x: Tensor, g
     >>> CoordinatePullback(standardised_inside(GradNetC(3, 8), phi, x, -x), phi)(x).shape
     torch.Size([50, 9])
     """
+    scale, offset, size = (part.to(next(net.parameters(), x)) for part in coordinate_scales(coordinates, x, g))
+    return Scale(Pullback(net, scale, offset), float(size))
+
+
+def coordinate_scales(coordinates: Coordinates, x: Tensor, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """A (m,), b (m,) and c of :func:`standardised_inside`."""
     value, pull = coordinates.linearise(x)
     std = value.std(dim=0, correction=0)
     std = torch.where(std > 0, std, torch.ones_like(std))
     unit = torch.randn(value.shape, generator=torch.Generator().manual_seed(0)).to(value)
-    size = float((g.square().mean() / pull(unit / std).square().mean()).sqrt())
-    reference = next(net.parameters(), x)
-    return Scale(Pullback(net, (1 / std).to(reference), (-value.mean(dim=0) / std).to(reference)), size)
+    size = (g.square().mean() / pull(unit / std).square().mean()).sqrt()
+    return 1 / std, -value.mean(dim=0) / std, size

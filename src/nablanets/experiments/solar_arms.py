@@ -1,0 +1,307 @@
+"""The fields of the solar-system study: what each is given, how it is fitted, and what is measured of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from nablanets import datasets
+from nablanets.baselines import MLP, Rescaled, count_parameters, match_parameters, mlp_potential
+from nablanets.dynamics import SecondOrder, integrate
+from nablanets.errors import ConvergenceError, InvalidInputError
+from nablanets.maps import (
+    Constant,
+    CoordinatePullback,
+    GradientMap,
+    GradNetC,
+    GradNetM,
+    PairAcceleration,
+    Quadratic,
+    distances_from,
+    pair_distances,
+)
+from nablanets.problems.ephemeris import (
+    BODIES,
+    INNER,
+    INVERSE_MASSES,
+    KILOMETRES,
+    SUN_GM,
+    Ephemeris,
+    julian_date,
+    load_ephemeris,
+    read_spk,
+)
+from nablanets.training import fit, standardised_inside
+from nablanets.training.batches import Samples
+from nablanets.training.settings import HistoryRow
+
+METHODS = ("n-body", "radial", "gradnet-3d", "mlp-potential-3d", "mlp-3d", "kepler", "newton")
+#: Coordinates that a radial law may be a function of; validation decides.
+KINDS = ("distance", "log", "inverse")
+START, FIRST, LAST = 1990.0, 1900.0, 2050.0
+#: Masses to start from, in solar masses.
+_MASS = 1e-5
+
+
+@dataclass(frozen=True)
+class SolarConfig:
+    """Settings of the study.
+
+    Attributes:
+        methods: which are compared.
+        source: "sample" (260 times, in the package) or "de421" (all of it: ``nablanets data get ephemeris``).
+        times: for training, from 1900 to 1990, where the source is de421; a quarter as many for validation.
+        hidden_features: units of a radial law.
+        field_features: width of the MLP on positions, which the other fields on positions match in parameters.
+        steps: iterations of Levenberg-Marquardt.
+        years: of prediction, from 1990 on.
+    """
+
+    methods: tuple[str, ...] = METHODS
+    source: str = "de421"
+    times: int = 800
+    hidden_features: int = 8
+    field_features: int = 12
+    steps: int = 400
+    years: int = 60
+
+
+class Data(NamedTuple):
+    """Where the bodies were: for training, for validation, and from 1990 on."""
+
+    train: Ephemeris
+    validation: Ephemeris
+    future: Ephemeris
+
+
+class Fitted(NamedTuple):
+    """A field in AU and days, the coordinate it is a function of, and the record of its fit."""
+
+    net: nn.Module
+    kind: str
+    seconds: float
+    history: list[HistoryRow]
+
+
+def load(config: SolarConfig) -> Data:
+    """The ephemeris that the configuration asks for; a fifth of the times before 1990 are for validation."""
+    if config.source == "sample":
+        whole = load_ephemeris()
+    elif config.source == "de421":
+        generator = np.random.default_rng(0)
+        count = config.times * 5 // 4
+        years = FIRST + (START - FIRST) * (np.arange(count) + generator.random(count)) / count
+        years = np.concatenate([years, np.linspace(START, LAST, 1 + 60 * 24)])
+        times = np.array([julian_date(year) for year in years])
+        whole = read_spk(datasets.path("ephemeris") / "de421.bsp", times)
+    else:
+        raise InvalidInputError(f"solar-system: expected source sample or de421, got {config.source!r}.")
+    past, future = whole.between(FIRST, START), whole.between(START, START + config.years + 1e-6)
+    held_out = np.arange(len(past.times)) % 5 == 2
+    return Data(past.select(~held_out), past.select(held_out), future)
+
+
+def train(config: SolarConfig, method: str, data: Data, seed: int) -> Fitted:
+    """A fitted field."""
+    if method in ("n-body", "newton"):
+        return _many_body(config, method, data, seed)
+    samples, held_out = (_one_body(part) for part in (data.train, data.validation))
+    if method == "kepler":
+        return _kepler(*samples)
+    size = samples[1].square().mean().sqrt().repeat(3)
+    if method == "radial":
+        starts = {kind: partial(_radial, config, kind, samples) for kind in KINDS}
+    else:
+        starts = {"position": partial(_on_positions, config, method, samples)}
+    return min((_fit(config, kind, start, samples, held_out, size, seed) for kind, start in starts.items()), key=_error)
+
+
+def _one_body(part: Ephemeris) -> Samples:
+    """Positions and accelerations of the inner planets relative to the Sun, all planets together."""
+    x, a = part.heliocentric()
+    return x.flatten(0, 1), a.flatten(0, 1)
+
+
+def _all_bodies(part: Ephemeris) -> Samples:
+    return torch.from_numpy(part.positions).flatten(1), torch.from_numpy(part.accelerations).flatten(1)
+
+
+class _Relative(nn.Module):
+    """A field over the size of each component, so that all bodies count alike in a fit."""
+
+    def __init__(self, net: nn.Module, size: Tensor) -> None:
+        super().__init__()
+        self.net, self.features = net, len(size)
+        self.register_buffer("size", size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return cast(Tensor, self.net(x)) / cast(Tensor, self.size)
+
+
+def _fit(
+    config: SolarConfig,
+    kind: str,
+    start: Callable[[], nn.Module],
+    samples: Samples,
+    held_out: Samples,
+    size: Tensor,
+    seed: int,
+) -> Fitted:
+    """Levenberg-Marquardt in float64, all samples at once."""
+    torch.manual_seed(seed)
+    net = start().double()
+    (x, a), (x_held, a_held) = samples, held_out
+    result = fit(
+        _Relative(net, size),
+        x,
+        a / size,
+        validation=(x_held, a_held / size),
+        optimizer="levenberg",
+        batch_size=len(x),
+        steps=config.steps,
+        seed=seed,
+        progress=False,
+    )
+    return Fitted(net, kind, result.seconds, result.history)
+
+
+def _error(fitted: Fitted) -> float:
+    """The least validation error."""
+    return min(row.validation_error for row in fitted.history)
+
+
+def _radial(config: SolarConfig, kind: str, samples: Samples) -> nn.Module:
+    """A force along the direction from the Sun, with a free law."""
+    phi = distances_from(torch.zeros(1, 3, dtype=torch.float64), kind=kind)
+    return CoordinatePullback(standardised_inside(_law(config), phi, *samples), phi)
+
+
+def _law(config: SolarConfig) -> GradNetC:
+    return GradNetC(1, config.hidden_features, 1, activation="tanh").double()
+
+
+def _on_positions(config: SolarConfig, method: str, samples: Samples) -> nn.Module:
+    """A field of the three coordinates, without any symmetry."""
+    width = config.field_features
+    budget = count_parameters(MLP(3, width))
+    if method == "mlp-3d":
+        net: nn.Module = MLP(3, width)
+    elif method == "mlp-potential-3d":
+        net = match_parameters(lambda h: mlp_potential(3, h), budget)
+    else:
+        net = match_parameters(lambda h: GradNetM(3, h, 4), budget)
+    size = float(samples[1].square().mean().sqrt())
+    return size * net if isinstance(net, GradientMap) else Rescaled(net, torch.ones(3), torch.zeros(3), size)
+
+
+def _kepler(x: Tensor, a: Tensor) -> Fitted:
+    """-GM x / r^3 with the GM of least squares, each planet's acceleration relative to its own size."""
+    begin = time.perf_counter()
+    phi = distances_from(torch.zeros(1, 3, dtype=torch.float64), kind="inverse")
+    unit = CoordinatePullback(Constant(torch.ones(1, dtype=torch.float64)), phi)(x)
+    gm = float(((a * unit).sum(dim=-1) / unit.square().sum(dim=-1)).mean())
+    net = CoordinatePullback(Constant(torch.tensor([gm], dtype=torch.float64)), phi)
+    return Fitted(net, "inverse", time.perf_counter() - begin, [])
+
+
+def _many_body(config: SolarConfig, method: str, data: Data, seed: int) -> Fitted:
+    """One law for all pairs of the nine bodies, and their masses; the law is free, or Newton's."""
+    samples, held_out = _all_bodies(data.train), _all_bodies(data.validation)
+    size = samples[1].unflatten(-1, (len(BODIES), 3)).square().sum(dim=-1).mean(dim=0).sqrt().repeat_interleave(3)
+    kinds = KINDS if method == "n-body" else ("inverse",)
+    starts = {kind: partial(_pairs, config, method, kind, samples) for kind in kinds}
+    return min((_fit(config, kind, start, samples, held_out, size, seed) for kind, start in starts.items()), key=_error)
+
+
+def _pairs(config: SolarConfig, method: str, kind: str, samples: Samples) -> nn.Module:
+    x, a = samples
+    masses = [1.0] + [_MASS] * (len(BODIES) - 1)
+    phi = pair_distances(len(BODIES), kind=kind).double()(x)
+    # What the acceleration of the first planet asks of a law of unit mass.
+    unit = float(a[:, 3:6].norm(dim=-1).mean() * (x[:, 3:6] - x[:, :3]).square().sum(dim=-1).mean())
+    if method == "newton":
+        law: GradientMap = Quadratic(1, 0).double()
+        for name, parameter in law.named_parameters():
+            if name != "bias":
+                parameter.data.zero_()
+                parameter.requires_grad_(False)
+        return PairAcceleration(unit * law, masses, kind=kind)
+    scale = (1 / phi.std()).reshape(1)
+    inner = _law(config).pullback(scale, (-phi.mean() * scale).reshape(1))
+    return PairAcceleration(unit * inner, masses, kind=kind)
+
+
+def sun_field(net: nn.Module, x: Tensor) -> Tensor:
+    """The Sun's attraction of a body without mass at x (n, 3), in AU / day^2."""
+    if not isinstance(net, PairAcceleration):
+        return cast(Tensor, net(x))
+    phi = distances_from(torch.zeros(1, 3, dtype=torch.float64), kind=net.kind)
+    return CoordinatePullback(net.pairs.law, phi)(x)
+
+
+@torch.no_grad()
+def measure(net: nn.Module, data: Data) -> dict[str, float]:
+    """What is reported of a field; see the notes of the experiment."""
+    x, _ = data.future.heliocentric()
+    x = x.flatten(0, 1)
+    r, size = x.norm(dim=-1), sun_field(net, x).norm(dim=-1)
+    gm = r.square() * size / SUN_GM - 1
+    slope = np.polyfit(r.log().numpy(), size.log().numpy(), 1)[0]
+    metrics = {
+        "gm_error": float(gm.mean().abs()),
+        "gm_spread": float(gm.std()),
+        "exponent": float(slope),
+    }
+    if isinstance(net, PairAcceleration):
+        samples = _all_bodies(data.future)
+        masses = net.pairs.masses()
+        metrics |= {f"mass_{name}": float(m) * k - 1 for name, m, k in zip(BODIES, masses, INVERSE_MASSES, strict=True)}
+    else:
+        samples = _one_body(data.future)
+    predicted, truth = (value.unflatten(-1, (-1, 3)) for value in (net(samples[0]), samples[1]))
+    relative = (predicted - truth).norm(dim=-1) / truth.norm(dim=-1)
+    metrics["acceleration"] = float(relative[:, 1:5].mean() if relative.shape[1] > 1 else relative.mean())
+    return metrics | position_errors(net, data.future)
+
+
+def position_errors(net: nn.Module, future: Ephemeris) -> dict[str, float]:
+    """Root mean square distances from the ephemeris in 1000 km: by planet, and by decade over the inner planets.
+
+    A field whose planets leave or fall into the Sun has none.
+    """
+    try:
+        error = (predict(net, future) - future.heliocentric()[0]).norm(dim=-1) * KILOMETRES / 1000
+    except ConvergenceError:
+        return {"lost": 1.0}
+    if not bool(torch.isfinite(error).all()):
+        return {"lost": 1.0}
+    metrics = {"lost": 0.0, "position": float(error.square().mean().sqrt())}
+    metrics |= {name: float(error[:, k].square().mean().sqrt()) for k, name in enumerate(INNER)}
+    years = (future.times - future.times[0]) / 365.25
+    for decade in range(int(np.ceil(years[-1] / 10 - 1e-6))):
+        rows = torch.from_numpy((years >= 10 * decade) & (years < 10 * decade + 10))
+        metrics[f"decade{decade + 1}"] = float(error[rows].square().mean().sqrt())
+    return metrics
+
+
+@torch.no_grad()
+def predict(net: nn.Module, future: Ephemeris) -> Tensor:
+    """Positions of the inner planets relative to the Sun, (times, planets, 3), from their state at the first time."""
+    x, v = (torch.from_numpy(values[0]) for values in (future.positions, future.velocities))
+    if isinstance(net, PairAcceleration):
+        state, system = torch.cat([x.flatten(), v.flatten()]), SecondOrder(net, x.numel())
+    else:
+        inner = [BODIES.index(name) for name in INNER]
+        state, system = torch.cat([x[inner] - x[0], v[inner] - v[0]], dim=-1), SecondOrder(net, 3)
+    states = integrate(system.double(), state, future.times.tolist(), method="dop853", rtol=1e-10, atol=1e-12)
+    if not isinstance(net, PairAcceleration):
+        return states[..., :3]
+    positions = states[..., : x.numel()].unflatten(-1, (len(BODIES), 3))
+    return positions[:, 1 : 1 + len(INNER)] - positions[:, :1]
