@@ -69,7 +69,7 @@ class SolarSystemExperiment(Experiment[SolarConfig]):
         return [
             "JPL's ephemeris DE421: positions, velocities and accelerations of the Sun and eight planets (with their moons) as "
             "the ephemeris' own Chebyshev polynomials give them; Newton's attraction between these nine with known masses "
-            "explains the accelerations of planets to between 2e-9 and 2e-7, the rest being relativity, the Moon and asteroids. Fitted "
+            "explains the accelerations of planets to between 2e-9 and 2e-7, the rest presumably being relativity, the Moon and asteroids. Fitted "
             "are accelerations at "
             + ("104 epochs" if config.source == "sample" else f"{config.times} epochs")
             + " from 1900 to 1990 and nothing later; a quarter as many others of these years are for "
