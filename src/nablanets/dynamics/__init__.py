@@ -5,6 +5,7 @@ from nablanets.dynamics.integrate import ORDERS, integrate
 from nablanets.dynamics.kinetic import Kinetic
 from nablanets.dynamics.port import PortHamiltonian
 from nablanets.dynamics.second_order import SecondOrder
+from nablanets.dynamics.sympnet import SympNet
 from nablanets.dynamics.systems import (
     ConditionalHamiltonian,
     FieldSystem,
@@ -24,6 +25,7 @@ __all__ = [
     "PortHamiltonian",
     "SecondOrder",
     "SeparableHamiltonian",
+    "SympNet",
     "System",
     "fit_derivatives",
     "fit_positions",

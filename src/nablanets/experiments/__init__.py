@@ -9,6 +9,7 @@ from nablanets.experiments.base import Experiment
 from nablanets.experiments.classification import ClassificationExperiment
 from nablanets.experiments.efficiency import EfficiencyExperiment
 from nablanets.experiments.field2d import Field2DExperiment
+from nablanets.experiments.hamiltonian_zoo import HamiltonianZooExperiment
 from nablanets.experiments.high_dimensional import HighDimensionalConfig, HighDimensionalExperiment
 from nablanets.experiments.molecule import MoleculeExperiment
 from nablanets.experiments.segmentation import SegmentationExperiment
@@ -18,6 +19,7 @@ from nablanets.experiments.sinusoid_search import SearchExperiment
 from nablanets.experiments.solar_system import SolarSystemExperiment
 from nablanets.experiments.super_resolution import SuperResolutionExperiment
 from nablanets.experiments.terrain import TerrainExperiment
+from nablanets.experiments.two_body import TwoBodyExperiment
 from nablanets.problems.fields import ConvexField, NonconvexField
 
 #: Of the high-dimensional fields: d = 32, a few hundred steps and one rate.
@@ -67,6 +69,8 @@ EXPERIMENTS: dict[str, Experiment[Any]] = {
         SegmentationExperiment(),
         SolarSystemExperiment(),
         MoleculeExperiment(),
+        TwoBodyExperiment(),
+        HamiltonianZooExperiment(),
     )
 }
 
