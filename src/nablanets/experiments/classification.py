@@ -76,8 +76,10 @@ class ClassificationExperiment(PictureExperiment[ClassificationConfig]):
             data="fashion-mnist",
             precision="bf16-mixed",
             channels_last=False,
+            epochs=1,
             batch_size=64,
             validation_samples=2000,
+            alphas=(-3.0,),
             trial_epochs=0.25,
         ),
         "paper": ClassificationConfig(
