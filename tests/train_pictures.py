@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 
@@ -36,7 +35,6 @@ def main(name: str, pause: float) -> None:
         accelerator="cpu",
         checkpoint_every=4,
         ema=0.9,
-        devices=int(os.environ.get("WORLD_SIZE", "1")),
     )
     source = Stored(x, y, augment, draws=1)
     result = train(net, source, nn.functional.cross_entropy, settings=settings, checkpoint=f"{name}.checkpoint")

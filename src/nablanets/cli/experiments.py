@@ -50,7 +50,9 @@ def show(name: str) -> None:
 @app.command()
 def run(
     name: str,
-    preset: Annotated[str, typer.Option(help="quick or paper.")] = "quick",
+    preset: Annotated[
+        str, typer.Option(help="quick, paper, or another one that `nablanets show NAME` lists.")
+    ] = "quick",
     out: Annotated[Path | None, typer.Option(help="Run folder; runs/NAME-PRESET if not given.")] = None,
     seeds: Annotated[int | None, typer.Option(min=1, help="Number of seeds; the preset's if not given.")] = None,
     arms: Annotated[str | None, typer.Option(help="Only these arms, a,b,c; others can join later by --resume.")] = None,

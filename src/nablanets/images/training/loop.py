@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -82,17 +83,21 @@ def train(
     (80, True)
     """
     settings = settings or TrainSettings()
-    fabric = needed("lightning_fabric").Fabric(
-        accelerator=settings.accelerator,
-        devices=settings.devices,
-        num_nodes=settings.nodes,
-        precision=settings.precision,
-    )
+    fabric = _fabric(settings)
     fabric.launch()
     run = _Run(fabric, net, source, loss, settings, None if checkpoint is None else Path(checkpoint))
     with torch.random.fork_rng(enabled=True), ThreadPoolExecutor(1) as background:
         run.go(background, validate, report if fabric.is_global_zero else lambda _: None)
     return TrainResult(run.history, run.step, run.step * settings.batch_size / len(source), run.seconds)
+
+
+def _fabric(settings: TrainSettings) -> Any:
+    """Fabric with as many processes as torchrun started, else as the settings ask for."""
+    devices = int(os.environ.get("LOCAL_WORLD_SIZE", settings.devices))
+    nodes = int(os.environ.get("GROUP_WORLD_SIZE", settings.nodes))
+    accelerator, precision = settings.accelerator, settings.precision
+    fabric = needed("lightning_fabric").Fabric
+    return fabric(accelerator=accelerator, devices=devices, num_nodes=nodes, precision=precision)
 
 
 class _Objective(nn.Module):

@@ -30,7 +30,7 @@ class TrainSettings:
         label: whatever else decides the result (data, model), so that a checkpoint is not continued with another.
         precision: of Lightning Fabric: "32-true", "bf16-mixed", "64-true", ...
         channels_last: memory layout of pictures and convolutions.
-        accelerator, devices, nodes: of Lightning Fabric; under torchrun the environment decides.
+        accelerator, devices, nodes: of Lightning Fabric; under torchrun its numbers of processes and machines count.
         validate_every: steps between validations; None for ten over the epochs, or a hundred steps.
         checkpoint_every: steps between checkpoints, if a file is given.
         seed: of the order of samples, their augmentation and dropout.
