@@ -27,10 +27,12 @@ class LoadReport:
     kept: list[str]
 
     def __str__(self) -> str:
-        return (
-            f"loaded {len(self.loaded)} tensors; left out {', '.join(self.left_out) or 'none'}; "
-            f"as they were: {', '.join(self.kept) or 'none'}"
-        )
+        return f"loaded {len(self.loaded)} tensors; left out {_some(self.left_out)}; as they were: {_some(self.kept)}"
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more if names else "none"
 
 
 @torch.no_grad()
