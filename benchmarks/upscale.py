@@ -1,8 +1,8 @@
 """What the packaged upscaler gains over bicubic on the ten test pictures, and what a large photograph costs.
 
-    python benchmarks/upscale.py [--megapixels 12] [--memory 512]
+    python benchmarks/upscale.py [--part gains] [--megapixels 12] [--memory 512]
 
-The first part needs the test pictures (`nablanets data get opencv-examples test-pictures`). The second part enlarges a
+"gains" needs the test pictures (`nablanets data get opencv-examples test-pictures`); "large" enlarges a
 made-up photograph x2 and prints wall and processor time and the peak of the resident memory, beside what the pictures
 themselves take. Run it with OMP_NUM_THREADS=1 for one thread.
 """
@@ -71,8 +71,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--megapixels", type=float, default=12)
     parser.add_argument("--memory", type=float, default=512)
-    parser.add_argument("--only-gains", action="store_true")
+    parser.add_argument("--part", choices=("both", "gains", "large"), default="both")
     given = parser.parse_args()
-    gains()
-    if not given.only_gains:
+    if given.part != "gains":
         large(given.megapixels, given.memory)
+    if given.part != "large":
+        gains()
