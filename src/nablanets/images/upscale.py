@@ -146,37 +146,47 @@ def upscale(
 
 
 def _once(net: Any, picture: Picture, side: int, bf16: bool, report: TileReport) -> Picture:
-    colors, factor, peak = picture.colors, net.scale, picture.peak
-    height, width = colors.shape[-2:]
-    large = colors.new_empty(len(colors), factor * height, factor * width)
+    factor, peak = net.scale, picture.peak
+    height, width = picture.colors.shape[-2:]
+    colors = picture.colors.new_empty(len(picture.colors), factor * height, factor * width)
+    alpha = None if picture.alpha is None else picture.alpha.new_empty(1, factor * height, factor * width)
     every = tiles(height, width, side, reach_of(net))
-    alpha = None if picture.alpha is None else bicubic(picture.alpha, factor)
     for done, tile in enumerate(every, start=1):
-        values = _tile(net, picture, tile, bf16)
+        part = _part(picture, tile.seen)
+        values = _enlarged(net, part, bf16)
         top, left, bottom, right = (factor * edge for edge in tile.kept)
-        if alpha is not None:
-            values = values / (alpha[:, top:bottom, left:right] / 255).clamp_min(1 / 255)
-        large[:, top:bottom, left:right] = (values * peak).round_().clamp_(0, peak).to(large.dtype)
+        within = (slice(None), *_within(tile, factor))
+        if alpha is not None and part.alpha is not None:
+            opacity = bicubic(part.alpha, factor)
+            values = values / (opacity / 255).clamp_min(1 / 255)
+            alpha[:, top:bottom, left:right] = opacity[within]
+        colors[:, top:bottom, left:right] = (values[within] * peak).round_().clamp_(0, peak).to(colors.dtype)
         report(done, len(every))
-    return replace(picture, colors=large, alpha=alpha)
+    return replace(picture, colors=colors, alpha=alpha)
 
 
-def _tile(net: Any, picture: Picture, tile: Tile, bf16: bool) -> Tensor:
-    """The kept part of a tile, enlarged: (1 or 3, h, w) in [0, 1], weighted with the transparency."""
-    (top, left, bottom, right), kept, factor = tile.seen, tile.kept, net.scale
-    part = (slice(None), slice(top, bottom), slice(left, right))
+def _part(picture: Picture, box: tuple[int, int, int, int]) -> Picture:
+    part = (slice(None), slice(box[0], box[2]), slice(box[1], box[3]))
+    return replace(picture, colors=picture.colors[part], alpha=None if picture.alpha is None else picture.alpha[part])
+
+
+def _within(tile: Tile, factor: int) -> tuple[slice, slice]:
+    """Rows and columns of what is kept in the enlargement of what is seen."""
+    (top, left, _, _), kept = tile.seen, tile.kept
+    rows = slice(factor * (kept[0] - top), factor * (kept[2] - top))
+    return rows, slice(factor * (kept[1] - left), factor * (kept[3] - left))
+
+
+def _enlarged(net: Any, picture: Picture, bf16: bool) -> Tensor:
+    """Colours through the network, (1 or 3, h, w) in [0, 1], weighted with the transparency."""
     first = next(net.parameters())
-    x = picture.colors[part].to(first.device, first.dtype) / picture.peak
+    x = picture.colors.to(first.device, first.dtype) / picture.peak
     if picture.alpha is not None:
-        x = x * (picture.alpha[part].to(x) / 255)
-    grey = len(x) == 1
+        x = x * (picture.alpha.to(x) / 255)
     batch = x.expand(3, -1, -1).unsqueeze(0).contiguous(memory_format=torch.channels_last)
     with _precision(first, bf16):
-        y = net(batch)[0].float()
-    rows = slice(factor * (kept[0] - top), factor * (kept[2] - top))
-    columns = slice(factor * (kept[1] - left), factor * (kept[3] - left))
-    y = y[:, rows, columns].cpu()
-    return y.mean(dim=0, keepdim=True) if grey else y
+        y: Tensor = net(batch)[0].float().cpu()
+    return y.mean(dim=0, keepdim=True) if len(x) == 1 else y
 
 
 def _precision(like: Tensor, bf16: bool) -> AbstractContextManager[Any]:
