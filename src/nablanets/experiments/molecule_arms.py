@@ -65,15 +65,15 @@ class MoleculeConfig:
     """
 
     methods: tuple[str, ...] = METHODS
-    frames: tuple[int, ...] = (50, 200, 1000)
+    frames: tuple[int, ...] = (200, 1000)
     hidden_features: int = 256
-    random_features: int = 2000
-    steps: int = 5000
-    rates: tuple[float, ...] = (3e-3, 1e-2, 3e-2)
+    random_features: int = 1000
+    steps: int = 1000
+    rates: tuple[float, ...] = (1e-2, 3e-2)
     batch_size: int = 50
     test_frames: int = 1000
-    trajectories: int = 16
-    picoseconds: float = 4.0
+    trajectories: int = 8
+    picoseconds: float = 1.0
     femtoseconds: float = 0.5
 
 

@@ -78,7 +78,7 @@ class SolarSystemExperiment(Experiment[SolarConfig]):
             "all pairs times both masses, with opposite forces; learned are the law (a gradient map of one variable, free "
             "in form) and eight masses relative to the Sun, from 1e-5 each. radial: the four inner planets' accelerations "
             "relative to the Sun point along the radius and depend on it only; the law is learned, perturbations are "
-            "ignored. For both the law may be a function of r, log r or 1/r; validation decides (in the last of these "
+            "ignored. For both the law may be a function of r, log r or 1/r; validation after a quarter of the steps decides (in the last of these "
             "Newton's law is a constant, so that choice matters). gradnet-3d and mlp-potential-3d: gradients of unknown "
             "potentials of three coordinates; mlp-3d: any field of them; all three learn the four inner planets' relative "
             "accelerations. kepler: -GM x / r^3 with GM by least squares; newton: the law of attraction between nine "
