@@ -6,19 +6,16 @@ import itertools
 from dataclasses import dataclass, replace
 
 import torch
-from scipy.optimize import linprog
 from torch import Tensor, nn
 
 from nablanets.errors import InvalidInputError
 from nablanets.maps import GradientMap, GradNetMixture, Pullback, Quadratic
 from nablanets.training.identify import Pieces, identify_pieces
+from nablanets.training.offsets import compare, find_offsets
 
 # Sharpnesses that are tried, in units of one over the spread of the potentials' differences.
 _SHARPNESS = [10.0 ** (k / 2) for k in range(-2, 17)]
-_SWEEPS = 20
 _CHUNK = 4096
-# Continuity of the potential is asked of so many pairs of samples for two pieces, among the first so many samples.
-_PAIRS, _NEIGHBOURS = 5, 2000
 
 
 @dataclass(frozen=True)
@@ -61,7 +58,7 @@ def fit_pieces(
         ShapeError, InvalidInputError: see :func:`identify_pieces`, :func:`mixture_from_pieces`.
 
     >>> x = torch.randn(400, 2)
-    >>> net, found, gate = fit_pieces(x, torch.where(x[:, :1] > 0, 3 * x - 1, x), pieces=2)
+    >>> net, found, gate = fit_pieces(x, x + (x > 0) * torch.tensor([2.0, 0.0]), pieces=2)
     >>> len(found), net.monotone
     (2, True)
     """
@@ -157,24 +154,13 @@ def _diagonals(matrices: Tensor) -> Tensor:
 def fit_gate(pieces: Pieces, x: Tensor, g: Tensor) -> Gate:
     """Offsets and sharpness with which the maximum of the pieces' potentials reproduces the samples best.
 
-    Samples know offsets only by the side of an edge that they lie on, to about 1 / n. Three starts are tried: offsets
-    that make all potentials equal where the pieces' gradients agree best (right for pieces that meet in a point, as
-    homogeneous ones do, and then exact), those that separate the samples by the widest margin, and those that make the
-    potential continuous between near samples of different pieces. From each, offsets move by exact line search over the
-    error of the hard maximum, if that lowers the error, and the best is taken. The sharpness is the one of least error
-    on a grid, the largest where it makes no difference.
+    See :func:`~nablanets.training.offsets.find_offsets`. The sharpness is the one of least error on a grid, the largest
+    where it makes no difference.
     """
-    parts = [_compare(pieces, a, b) for a, b in zip(x.double().split(_CHUNK), g.double().split(_CHUNK), strict=True)]
+    parts = [compare(pieces, a, b) for a, b in zip(x.double().split(_CHUNK), g.double().split(_CHUNK), strict=True)]
     potentials, products = (torch.cat(columns) for columns in zip(*parts, strict=True))
     errors = _diagonals(products)
-    labels = errors.argmin(dim=1)
-    starts = (
-        _meeting_offsets(pieces),
-        _widest_margin(potentials, labels),
-        _continuous_offsets(potentials, labels, x.double()),
-    )
-    descents = [_descend_offsets(potentials, errors, start) for start in starts]
-    offsets = min(descents, key=lambda c: float(errors.gather(1, (potentials + c).argmax(dim=1, keepdim=True)).sum()))
+    offsets = find_offsets(pieces, potentials, errors, x.double())
     scores = potentials + offsets
     unit = 1 / float((scores - scores.mean(dim=1, keepdim=True)).std().clamp(min=1e-30)) if len(pieces) > 1 else 1.0
     tried = [(_soft_error(scores * (t * unit), products), t * unit) for t in _SHARPNESS]
@@ -185,98 +171,10 @@ def fit_gate(pieces: Pieces, x: Tensor, g: Tensor) -> Gate:
     return Gate(offsets, sharpness, least, least / max(variance, 1e-300))
 
 
-def _compare(pieces: Pieces, x: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
-    """Potentials that vanish at the centre, (n, K), and <f_k - g, f_l - g> for all pairs of pieces, (n, K, K)."""
-    values = pieces.gradients(x)
-    potentials = ((values + pieces.values.unsqueeze(1)) * (x - pieces.centre)).sum(dim=2).mT / 2
-    errors = (values - g).movedim(0, 1)
-    return potentials, errors @ errors.mT
-
-
 def _soft_error(scores: Tensor, products: Tensor) -> float:
     """Mean ||sum_k p_k f_k - g||^2 with p = softmax(scores)."""
     p = torch.softmax(scores, dim=1)
     return float(torch.einsum("nk,nkl,nl->n", p, products, p).mean())
-
-
-def _meeting_offsets(pieces: Pieces) -> Tensor:
-    """Offsets that make the potentials equal at the point where the sum of ||f_k - mean f||^2 is least."""
-    spread = pieces.matrices - pieces.matrices.mean(dim=0)
-    apart = pieces.values - pieces.values.mean(dim=0)
-    normal, right = (spread @ spread).sum(dim=0), torch.einsum("kij,kj->i", spread, apart)
-    normal.diagonal().add_(1e-14 * float(normal.diagonal().mean()) + 1e-300)
-    point = pieces.centre - torch.linalg.solve(normal, right)
-    potentials = _compare(pieces, point.unsqueeze(0), point.unsqueeze(0))[0][0]
-    return potentials.mean() - potentials
-
-
-def _widest_margin(potentials: Tensor, labels: Tensor) -> Tensor:
-    """Offsets for which every sample's own F_k + c_k exceeds the others by the most, at worst (a linear program)."""
-    count = potentials.shape[1]
-    rows, limits = [], []
-    for k, other in itertools.permutations(range(count), 2):
-        own = potentials[labels == k]
-        if len(own):
-            # c_other - c_k + margin <= min over the samples of k of F_k - F_other
-            rows.append([float(m == other) - float(m == k) for m in range(count)] + [1.0])
-            limits.append(float((own[:, k] - own[:, other]).min()))
-    if not rows:
-        return potentials.new_zeros(count)
-    free = [(0.0, 0.0), *[(None, None)] * (count - 1), (None, max(map(abs, limits)))]
-    solution = linprog([0.0] * count + [-1.0], rows, limits, bounds=free)
-    return potentials.new_tensor(solution.x[:count]) if solution.success else potentials.new_zeros(count)
-
-
-def _continuous_offsets(potentials: Tensor, labels: Tensor, x: Tensor) -> Tensor:
-    """Offsets with F_k + c_k = F_l + c_l between the nearest samples of k and l, by weighted least squares."""
-    potentials, labels, x = potentials[:_NEIGHBOURS], labels[:_NEIGHBOURS], x[:_NEIGHBOURS]
-    rows, values = [], []
-    for k, other in itertools.combinations(range(potentials.shape[1]), 2):
-        own, theirs = ((labels == m).nonzero().squeeze(1) for m in (k, other))
-        distances = torch.cdist(x[own], x[theirs]).flatten()
-        near = distances.topk(min(_PAIRS, len(distances)), largest=False)
-        width = max(len(theirs), 1)
-        pairs = torch.stack([own[near.indices // width], theirs[near.indices % width]])
-        step = (potentials[pairs, other] - potentials[pairs, k]).mean(dim=0)
-        row = potentials.new_zeros(len(step), potentials.shape[1])
-        row[:, k], row[:, other] = 1.0, -1.0
-        weight = near.values.clamp(min=1e-12).square().reciprocal()
-        rows.append(row * weight.unsqueeze(1))
-        values.append(step * weight)
-    if not rows:
-        return potentials.new_zeros(potentials.shape[1])
-    return torch.linalg.lstsq(torch.cat(rows), torch.cat(values).unsqueeze(1), driver="gelsd").solution.squeeze(1)
-
-
-def _descend_offsets(potentials: Tensor, errors: Tensor, offsets: Tensor) -> Tensor:
-    """Coordinate descent of the mean error of the hard maximum."""
-    offsets = offsets.clone()
-    for _ in range(_SWEEPS if len(offsets) > 1 else 0):
-        before = offsets.clone()
-        for k in range(len(offsets)):
-            offsets[k] = _best_offset(potentials, errors, offsets, k)
-        if torch.equal(before, offsets):
-            break
-    return offsets
-
-
-def _best_offset(potentials: Tensor, errors: Tensor, offsets: Tensor, k: int) -> Tensor:
-    """The offset of piece k that minimises the error while the others stay; the present one if none is better."""
-    scores = potentials + offsets
-    scores[:, k] = -torch.inf
-    rival = scores.argmax(dim=1, keepdim=True)
-    # Sample i belongs to piece k from the offset bends[i] on, and its error then changes by gains[i].
-    bends, order = (scores.gather(1, rival).squeeze(1) - potentials[:, k]).sort()
-    gains = (errors[:, k] - errors.gather(1, rival).squeeze(1))[order]
-    total = torch.cat([gains.new_zeros(1), gains.cumsum(dim=0)])
-    present = total[torch.searchsorted(bends, offsets[k])]
-    best = int(total.argmin())
-    rounding = 1e-9 * float(errors.amin(dim=1).sum()) + 1e-12 * float(gains.abs().sum())
-    if float(present - total[best]) <= rounding:
-        return offsets[k]
-    below = bends[best - 1] if best > 0 else bends[0] - 1
-    above = bends[best] if best < len(bends) else bends[-1] + 1
-    return (below + above) / 2
 
 
 def count_stored(module: nn.Module) -> int:

@@ -17,6 +17,8 @@ _ROUNDING = 1e-9
 # k-means is run so many times, counts where it leaves less than this fraction of the gradients' variance, and a further
 # cluster is worth it where it leaves less than this part of what noise would.
 _CLUSTERINGS, _CLUSTERED, _WORTH = 10, 0.1, 0.9
+# In so few dimensions neighbourhoods of samples are a start, those of so many of them.
+_LOCAL_FEATURES, _ANCHORS = 8, 200
 # Dropping a piece is tried only if it raises the error by less than this factor.
 _MISSED = 4.0
 
@@ -55,6 +57,8 @@ class PlaneSearch:
     def run(self, pieces: int, searches: int) -> Tensor:
         """Labels of the best state found."""
         best = self._descend(self._random_labels(len(self.design), pieces), pieces)
+        if pieces > 1 and self.features <= _LOCAL_FEATURES:
+            best = min(best, self._descend(self._local_labels(pieces), pieces), key=lambda state: state.total)
         failures = 0
         while pieces > 1 and failures < searches and self._missed(best).min() < _MISSED * best.total:
             state = self._descend(self._moved(best), pieces)
@@ -118,6 +122,23 @@ class PlaneSearch:
         halves = self._random_labels(len(split), 2)
         labels[split[halves == 1]] = spare
         return labels
+
+    def _local_labels(self, pieces: int) -> Tensor:
+        """Affine fits to neighbourhoods of samples, chosen greedily so that together they explain all samples best."""
+        anchors = torch.randperm(len(self.design), generator=self.generator)[:_ANCHORS].to(self.design.device)
+        size = min(3 * (self.features + 1), len(self.design))
+        near = torch.cdist(self.design[anchors], self.design).topk(size, largest=False).indices
+        z, target = self.design[near], self.target[near]
+        normal = z.mT @ z
+        normal.diagonal(dim1=1, dim2=2).add_(1e-4)
+        weights = torch.linalg.solve(normal, z.mT @ target)
+        errors = torch.stack([(self.design @ w - self.target).square().sum(dim=1) for w in weights])
+        least = self.target.square().sum(dim=1)
+        chosen = []
+        for _ in range(pieces):
+            chosen.append(int(torch.minimum(errors, least).sum(dim=1).argmin()))
+            least = torch.minimum(errors[chosen[-1]], least)
+        return errors[chosen].argmin(dim=0)
 
     def _missed(self, state: State) -> Tensor:
         """Mean error without each of the pieces, (K,)."""

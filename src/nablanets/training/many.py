@@ -54,7 +54,7 @@ def fit_many(
         grid: values to try, all combinations, of learning_rate, weight_decay, schedule or warmup.
         validation: fraction of the samples to hold out, or a pair (x, g), also with own samples.
         settings: common to all, see :class:`FitSettings`; its fields can also be given by name.
-        slots: members of one program, which takes as long with fewer; 32 (8 for batches of more than 128 samples) if
+        slots: members of one program, which takes as long with fewer; 32 (8 where a step has much to do) if
             not given. Results depend on it in rounding.
 
     Returns:
