@@ -37,6 +37,7 @@ class SinusoidExperiment(SinusoidStudy):
             frequencies=(4,),
             other_frequencies=(),
             width=32,
+            first_scale=4.0,
             steps=600,
             rates=(3e-4, 3e-3),
             trial_steps=200,

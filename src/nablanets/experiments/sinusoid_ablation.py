@@ -59,6 +59,7 @@ class AblationExperiment(SinusoidStudy):
             _PAPER,
             frequencies=(4,),
             width=32,
+            first_scale=4.0,
             steps=400,
             trial_steps=150,
             trial_seeds=2,

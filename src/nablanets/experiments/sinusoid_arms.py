@@ -42,10 +42,10 @@ class SinusoidConfig:
     frequencies: tuple[int, ...] = (16,)
     methods: tuple[str, ...] = METHODS
     other_frequencies: tuple[int, ...] = (4, 8, 32)
-    other_methods: tuple[str, ...] = ("standard", "damped", "gradient", "gradient-full")
+    other_methods: tuple[str, ...] = ("standard", "damped", "gradient")
     width: int = 64
     blocks: int = 3
-    first_scale: float = 24.0
+    first_scale: float = 16.0
     samples: int = 1000
     noise: float = 0.1
     validation_samples: int = 500
@@ -54,9 +54,9 @@ class SinusoidConfig:
     batch_size: int = 50
     warmup: float = 0.05
     equal_compute: bool = False
-    rates: tuple[float, ...] = (5e-4, 2e-3, 6e-3)
+    rates: tuple[float, ...] = (3e-4, 1e-3, 5e-3)
     alphas: tuple[float, ...] = (0.0, 3.0)
-    trial_steps: int = 3000
+    trial_steps: int = 2000
     trial_seeds: int = 3
     slots: int = 32
 

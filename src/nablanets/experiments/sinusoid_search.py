@@ -57,6 +57,7 @@ class SearchExperiment(SinusoidStudy):
             frequencies=(3, 4),
             methods=("standard", "damped", "gradient", "gradient-full", "gradient-full-x4"),
             width=32,
+            first_scale=4.0,
             steps=400,
             trial_steps=150,
             trial_seeds=2,
