@@ -13,6 +13,7 @@ from nablanets.experiments.sinusoid_study import (
     COMPARISON,
     SinusoidStudy,
     comparison_row,
+    convergence,
     errors_after,
     errors_of,
     lowest_mean,
@@ -54,6 +55,7 @@ class SinusoidExperiment(SinusoidStudy):
         texts = []
         for d in (*config.frequencies, *config.other_frequencies):
             texts += _conclusions(d, errors_of(run, config, d)) + self._claim(config, run, d)
+            texts += convergence(run, config, d)
         return texts
 
     def sheets(self, config: SinusoidConfig, run: RunFolder) -> list[Sheet]:
@@ -85,7 +87,7 @@ class SinusoidExperiment(SinusoidStudy):
             "skip. siren: as many layers of sin(30 x) with SIREN's initial weights and no skips.",
             "Paired comparisons: p values of the t-test and of Wilcoxon's signed rank test, both by Holm's method for all "
             "arms of one d; the effect is the mean difference over its standard deviation. Negative: better than "
-            "the standard skip. Errors during training are those at a rate that has not decayed yet.",
+            "the standard skip. Errors during training are those of the best weights so far, at a rate that has not decayed yet.",
             "The -torch arms start from PyTorch's initial weights in all layers, as the paper's networks may have done.",
             "Seconds are those of the program that trains all seeds together, without the choice of settings.",
         ]  # fmt: skip

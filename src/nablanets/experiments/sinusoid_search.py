@@ -15,7 +15,7 @@ from nablanets.experiments.sinusoid_study import (
     COMPARISON,
     SinusoidStudy,
     comparison_row,
-    errors_after,
+    convergence,
     errors_of,
     lowest_mean,
     protocol,
@@ -72,9 +72,7 @@ class SearchExperiment(SinusoidStudy):
     def conclusions(self, config: SinusoidConfig, run: RunFolder) -> list[str]:
         choosing, judging = (errors_of(run, config, d, metric) for d, metric in _stages(config))
         texts = verdict(config.frequencies, choosing, judging)
-        halfway = errors_after(run, config, config.frequencies[-1], 0.5)
-        end = errors_after(run, config, config.frequencies[-1], 1.0)
-        return [*texts, _convergence(halfway, end)] if end and texts else texts
+        return texts + convergence(run, config, config.frequencies[-1])
 
     def sheets(self, config: SinusoidConfig, run: RunFolder) -> list[Sheet]:
         d = config.frequencies[-1]
@@ -139,17 +137,6 @@ def _ratio(errors: dict[str, list[float]], variant: str, control: str) -> str:
         f"{variant} has a test MSE of {Summary.of(errors[variant]).text('.4f')}, {control} of "
         f"{Summary.of(errors[control]).text('.4f')}: {c.ratio:.2f} times, {'at most' if c.ratio <= 0.5 else 'more than'} "
         f"half; difference {c.difference:+.4f} [{low:+.4f}, {high:+.4f}], paired t-test p = {c.p_t:.1g}."
-    )
-
-
-def _convergence(halfway: dict[str, list[float]], end: dict[str, list[float]]) -> str:
-    still = {m: float(np.mean(end[m]) / np.mean(halfway[m])) for m in end if m in halfway}
-    moving = [f"{m} ({ratio:.2f})" for m, ratio in still.items() if ratio < 0.9]
-    if not moving:
-        return "No arm's mean validation error fell by more than a tenth in the second half of training."
-    return (
-        f"Not converged, in that the mean validation error fell by more than a tenth in the second half of training (in "
-        f"brackets: end over middle): {', '.join(moving)}. What is said above holds for this budget."
     )
 
 

@@ -83,12 +83,13 @@ def errors_of(run: RunFolder, config: SinusoidConfig, d: int, metric: str = "tes
 
 
 def errors_after(run: RunFolder, config: SinusoidConfig, d: int, share: float) -> dict[str, list[float]]:
-    """Validation errors when a share of the run is over, like :func:`errors_of`."""
+    """Validation errors of the best weights so far when a share of the run is over, like :func:`errors_of`."""
     errors: dict[str, list[float]] = {m: [] for m in methods_at(config, d)}
     for (arm, _), rows in sorted(run.histories().items(), key=lambda item: item[0][1]):
         method, frequency = config.arms()[arm]
         if frequency == d:
-            errors[method].append(rows[max(0, math.ceil(share * len(rows)) - 1)].validation_error)
+            past = rows[: max(1, math.ceil(share * len(rows)))]
+            errors[method].append(min(row.validation_error for row in past))
     return _complete(errors)
 
 
@@ -100,6 +101,23 @@ def _complete(errors: dict[str, list[float]]) -> dict[str, list[float]]:
 def lowest_mean(errors: dict[str, list[float]], methods: Sequence[str]) -> str | None:
     """The method of the least mean error among those that have errors."""
     return min((m for m in methods if m in errors), key=lambda m: float(np.mean(errors[m])), default=None)
+
+
+def convergence(run: RunFolder, config: SinusoidConfig, d: int) -> list[str]:
+    """Which methods were still getting better in the second half of training."""
+    middle, end = (errors_after(run, config, d, share) for share in (0.5, 1.0))
+    ratios = {m: float(np.mean(end[m]) / np.mean(middle[m])) for m in end if m in middle}
+    moving = [f"{m} ({ratio:.2f})" for m, ratio in ratios.items() if ratio < 0.9]
+    if not ratios:
+        return []
+    if not moving:
+        return [
+            f"d = {d}: converged, in that no arm's validation error fell by a tenth in the second half of training."
+        ]
+    return [
+        f"d = {d}: not converged, in that the validation error fell by more than a tenth in the second half of training (in "
+        f"brackets: end over middle): {', '.join(moving)}. For these, what is said holds at this budget."
+    ]
 
 
 def comparison_row(name: str, c: Comparison) -> list[str]:
@@ -133,9 +151,8 @@ def protocol(config: SinusoidConfig) -> list[str]:
         "regular points without noise. Zero has a test MSE of 0.5. Each seed has its own points, noise, initial weights "
         "and order of samples, the same for all arms of one d.",
         f"{config.blocks} blocks of two linear layers, of width {config.width}, between two linear layers, with He's "
-        f"initial weights, but weights and biases of the first layer uniform within {config.first_scale:g}, so that "
-        "networks can be trained to the end: with PyTorch's initial weights none comes near it (arms in -torch, and "
-        "docs/log.md). Adam with cosine decay after a warm-up over "
+        f"initial weights, but weights and biases of the first layer uniform within {config.first_scale:g}, "
+        "which makes high frequencies come sooner than PyTorch's 1 (docs/log.md). Adam with cosine decay after a warm-up over "
         f"{config.warmup:.0%} of the run, "
         f"{config.steps:,} steps of {config.batch_size} ({epochs:.0f} epochs), the weights of the best validation. "
         f"{chosen}",
