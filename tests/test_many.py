@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 import torch
 from torch.testing import assert_close
 
-from nablanets import GradNetC, GradNetM, fit
+from nablanets import GradNetC, GradNetM
 from nablanets.baselines import MLP
-from nablanets.problems.fields import ConvexField
-from nablanets.training import FitSettings, fit_many
 from nablanets.training.batches import Batches, StackedBatches
 from nablanets.training.closed_form import ByAutograd, ClosedForm, make_loss, num_slots
 from nablanets.training.stack import Stack
@@ -95,33 +91,3 @@ def test_stacked_batches_are_the_batches_of_each(own):
         parts = zip(*(batches.next() for batches in single), strict=True)
         for part, expected in zip(stacked.next(), parts, strict=True):
             assert torch.equal(part, torch.stack(expected))
-
-
-@pytest.mark.parametrize("net", ["c", "m"])
-def test_thirty_seeds_take_at_most_four_times_the_time_of_one(net):
-    """Processor time at batches of 100; the published batch of 1000 is in benchmarks/many.py."""
-    builds = {
-        "c": lambda: GradNetC(2, 7, 4, activation="tanh", monotone=True, linear=False),
-        "m": lambda: GradNetM(2, 7, 4, activation="softmax", monotone=True, linear=False),
-    }
-    x, g = ConvexField().sample(5000, torch.Generator().manual_seed(0))
-    settings = FitSettings(steps=200, batch_size=100, validate_every=100)
-
-    def seconds(call):
-        begin = time.process_time()
-        call()
-        return time.process_time() - begin
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        one, many = (
-            min(seconds(call) for _ in range(2))
-            for call in (
-                lambda: fit(builds[net](), x, g, settings=settings, progress=False),
-                lambda: fit_many(builds[net], x, g, seeds=30, settings=settings),
-            )
-        )
-    finally:
-        torch.set_num_threads(threads)
-    assert many < 4 * one
