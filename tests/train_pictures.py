@@ -38,10 +38,12 @@ def main(name: str, pause: float) -> None:
     )
     source = Stored(x, y, augment, draws=1)
     result = train(net, source, nn.functional.cross_entropy, settings=settings, checkpoint=f"{name}.checkpoint")
-    distributed = torch.distributed.is_initialized()
-    if distributed and torch.distributed.get_rank() > 0:
+    rank, processes = 0, 1
+    if torch.distributed.is_initialized():
+        rank, processes = torch.distributed.get_rank(), torch.distributed.get_world_size()
+        torch.distributed.destroy_process_group()
+    if rank > 0:
         return
-    processes = torch.distributed.get_world_size() if distributed else 1
     state = {k: v.contiguous() for k, v in net.state_dict().items()}
     state |= {"processes": torch.tensor(processes)}
     state |= {"training": torch.tensor([row.training_error for row in result.history[1:]])}

@@ -18,8 +18,7 @@ from nablanets.experiments.base import Experiment, PartResult, Picture, Sheet
 from nablanets.experiments.costs import Call, interleaved_times
 from nablanets.experiments.picture_findings import CARRYING, TIMED, against_standard, alpha_sheet, curves, verdicts
 from nablanets.experiments.store import RunFolder
-from nablanets.images.training import Source, Ticket, TrainResult, TrainSettings, train
-from nablanets.images.training.loop import Loss, Validate
+from nablanets.images.training import Loss, Source, Ticket, TrainResult, TrainSettings, Validate, train
 from nablanets.residual.arms import ARMS, Arm
 from nablanets.training.loop import Report
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,15 +14,13 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from nablanets.errors import InvalidInputError, ModelFileError
-from nablanets.images.extras import needed
 from nablanets.images.training.checkpoint import read_state, write_state
+from nablanets.images.training.fabric import Loss, Objective, make_fabric, parts_of_batch
 from nablanets.images.training.optimizer import make_optimizer, restore_optimizer
 from nablanets.images.training.settings import TrainSettings
 from nablanets.images.training.sources import Source, Ticket
 from nablanets.training.settings import HistoryRow
 
-#: Mean loss of outputs and targets.
-Loss = Callable[[Tensor, Tensor], Tensor]
 #: A number of a network in evaluation, the less the better.
 Validate = Callable[[nn.Module], float]
 
@@ -83,33 +80,13 @@ def train(
     (80, True)
     """
     settings = settings or TrainSettings()
-    fabric = _fabric(settings)
+    fabric = make_fabric(settings)
     fabric.launch()
     run = _Run(fabric, net, source, loss, settings, None if checkpoint is None else Path(checkpoint))
     with torch.random.fork_rng(enabled=True), ThreadPoolExecutor(1) as background:
         run.go(background, validate, report if fabric.is_global_zero else lambda _: None)
+    fabric.barrier()
     return TrainResult(run.history, run.step, run.step * settings.batch_size / len(source), run.seconds)
-
-
-def _fabric(settings: TrainSettings) -> Any:
-    """Fabric with as many processes as torchrun started, else as the settings ask for."""
-    devices = int(os.environ.get("LOCAL_WORLD_SIZE", settings.devices))
-    nodes = int(os.environ.get("GROUP_WORLD_SIZE", settings.nodes))
-    accelerator, precision = settings.accelerator, settings.precision
-    fabric = needed("lightning_fabric").Fabric
-    return fabric(accelerator=accelerator, devices=devices, num_nodes=nodes, precision=precision)
-
-
-class _Objective(nn.Module):
-    """A network with its loss, in one forward: Fabric rounds what forwards return to float32."""
-
-    def __init__(self, net: nn.Module, loss: Loss) -> None:
-        super().__init__()
-        self.net, self.loss = net, loss
-
-    def forward(self, x: Tensor, y: Tensor, weight: float) -> Tensor:
-        output = self.net(x)
-        return weight * self.loss(output.float() if output.dtype in (torch.bfloat16, torch.float16) else output, y)
 
 
 class _Run:
@@ -121,10 +98,10 @@ class _Run:
         self.fabric, self.net, self.source, self.loss, self.settings, self.file = (
             fabric, net, source, loss, settings, file,
         )  # fmt: skip
-        self.parts = _parts(settings, fabric.world_size, fabric.global_rank)
+        self.parts = parts_of_batch(settings, fabric.world_size, fabric.global_rank)
         if settings.channels_last:
             net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.wrapped, self.optimizer = fabric.setup(_Objective(net, loss), make_optimizer(net, settings))
+        self.wrapped, self.optimizer = fabric.setup(Objective(net, loss), make_optimizer(net, settings))
         self.average: AveragedModel | None = None
         if settings.ema is not None:
             self.average = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(settings.ema))
@@ -259,16 +236,3 @@ class _Run:
     def _fingerprint(self) -> dict[str, Any]:
         shapes = {name: list(p.shape) for name, p in self.net.named_parameters()}
         return self.settings.fingerprint(len(self.source)) | {"parameters": shapes}
-
-
-def _parts(settings: TrainSettings, processes: int, rank: int) -> list[tuple[int, int]]:
-    """Rows of the batch that a process computes, one part after the other."""
-    count = processes * settings.accumulate
-    if settings.batch_size % count:
-        raise InvalidInputError(
-            f"train: expected batch_size to be a multiple of {count} ({processes} processes times accumulate = "
-            f"{settings.accumulate}), got {settings.batch_size}."
-        )
-    size = settings.batch_size // count
-    first = rank * settings.accumulate
-    return [(k * size, (k + 1) * size) for k in range(first, first + settings.accumulate)]
