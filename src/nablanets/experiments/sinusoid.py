@@ -78,7 +78,7 @@ class SinusoidExperiment(SinusoidStudy):
             "arms no skip, standard skip, trained scalar, gradient magnitude, pure gradient and convex combination. Not "
             "known to us, so our choices: everything else.",
             *protocol(config),
-            "The blocks have ReLU. alpha is not trained, so that the arms have the same parameters. gradient: g "
+            "alpha is not trained, so that the arms have the same parameters. gradient: g "
             "normalised, under stop-gradient. gradient-full: not normalised, with back-propagation through g. "
             "gradient-probe: g = J'v with v trained. magnitude and pure are normalised and under stop-gradient. "
             "damped: (1 - s) x without any gradient; random: a fixed random unit vector in place of g. wider: "
@@ -88,7 +88,8 @@ class SinusoidExperiment(SinusoidStudy):
             "Paired comparisons: p values of the t-test and of Wilcoxon's signed rank test, both by Holm's method for all "
             "arms of one d; the effect is the mean difference over its standard deviation. Negative: better than "
             "the standard skip. Errors during training are those of the best weights so far, at a rate that has not decayed yet.",
-            "The -torch arms start from PyTorch's initial weights in all layers, as the paper's networks may have done.",
+            "The -torch arms have ReLU and start from PyTorch's initial weights in all layers, as the paper's networks may have done; they "
+            "learn slowly, so that they show a small budget.",
             "Seconds are those of the program that trains all seeds together, without the choice of settings.",
         ]  # fmt: skip
 
@@ -96,7 +97,7 @@ class SinusoidExperiment(SinusoidStudy):
         """The paper's comparison, gradient residual against standard skip, at several budgets and both starts."""
         later = {share: errors_after(run, config, d, share) for share in _SHARES}
         texts = []
-        for kind, start in (("", "the initial weights of this study"), ("-torch", "PyTorch's initial weights")):
+        for kind, start in (("", "the networks of this study"), ("-torch", "ReLU and PyTorch's initial weights")):
             pair = f"standard{kind}", f"gradient{kind}"
             if all(len(e.get(m, [])) >= 3 for e in later.values() for m in pair):
                 found = {f"{epochs_at(config, s):.0f}": _compared(e, *pair) for s, e in later.items()}

@@ -41,8 +41,8 @@ CHANGES = (
     Change("depth", "gradient at 2 blocks", "standard-2-blocks", "gradient-2-blocks"),
     Change("depth", "gradient at 3 blocks", "standard", "gradient"),
     Change("depth", "gradient at 5 blocks", "standard-5-blocks", "gradient-5-blocks"),
+    Change("activation", "gradient with ReLU", "standard-relu", "gradient-relu"),
     Change("activation", "gradient with GELU", "standard-gelu", "gradient-gelu"),
-    Change("activation", "gradient with tanh", "standard-tanh", "gradient-tanh"),
     Change("activation", "gradient with sine", "standard-sine", "gradient-sine"),
 )
 METHODS = tuple(dict.fromkeys(name for change in CHANGES for name in (change.before, change.after)))
@@ -91,7 +91,7 @@ class AblationExperiment(SinusoidStudy):
             "From the paper: ablations of back-propagation through g, of normalisation and of the initial alpha, at "
             "d = 16. Ours: the root mean square, probes, depths, activations, and all else.",
             *protocol(config),
-            "The starting point is gradient: ReLU, g normalised to unit norm, under stop-gradient, alpha = 0 and not "
+            f"The starting point is gradient: {config.activation}, g normalised to unit norm, under stop-gradient, alpha = 0 and not "
             "trained, the probe of ones, three blocks. At root mean square 1, g is 8 times as long. In a network of one "
             "variable all channels share one position, so norms over positions do not exist. Changes of depth and "
             "activation are compared with the standard skip at the same depth and activation.",

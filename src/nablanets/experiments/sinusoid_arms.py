@@ -28,7 +28,7 @@ class SinusoidConfig:
     Attributes:
         frequencies, methods: the d of sin(d pi x), and the networks that learn them all.
         other_frequencies, other_methods: further d, for a selection of networks.
-        width, blocks, first_scale: of the networks, see :class:`SinusoidNet`; each block has two layers.
+        width, blocks, first_scale, activation: of the networks, see :class:`SinusoidNet`; each block has two layers.
         samples, noise: training points and the standard deviation of the noise on their targets, drawn for each seed.
         validation_samples: further noisy points.
         test_points: a regular grid without noise.
@@ -46,6 +46,7 @@ class SinusoidConfig:
     width: int = 64
     blocks: int = 3
     first_scale: float = 16.0
+    activation: str = "tanh"
     samples: int = 1000
     noise: float = 0.1
     validation_samples: int = 500
@@ -99,7 +100,7 @@ def train(
         for count in (config.samples, config.validation_samples)
     )
     return fit_many(
-        partial(SinusoidNet, method, config.width, config.blocks, alpha, config.first_scale),
+        partial(SinusoidNet, method, config.width, config.blocks, alpha, config.first_scale, config.activation),
         *samples,
         validation=validation,
         seeds=seeds,

@@ -27,7 +27,7 @@ class Variant(NamedTuple):
 
     Attributes:
         arm: settings of the residual blocks, see :mod:`nablanets.residual.arms`.
-        activation: "relu", "gelu", "tanh" or "sine".
+        activation: "relu", "gelu", "tanh" or "sine"; the study's if None.
         blocks: how many; the study's number if None.
         cost: of a training step, in products, relative to the standard skip.
         first_only: whether blocks after the first one have the standard skip.
@@ -35,7 +35,7 @@ class Variant(NamedTuple):
     """
 
     arm: Mapping[str, Any]
-    activation: str = "relu"
+    activation: str | None = None
     blocks: int | None = None
     cost: float = 1.0
     first_only: bool = False
@@ -48,6 +48,7 @@ class Variant(NamedTuple):
         return name == "several" or ARMS[name]["skip"] in ("gradient", "pure", "magnitude")
 
 
+OTHER_ACTIVATIONS = ("relu", "gelu", "sine")
 _FULL_GRADIENT = {"arm": "gradient-full"}
 _RMS = {"arm": "gradient", "gain": 8.0}  # at the width of 64, g / |g| times 8 has a root mean square of 1
 
@@ -73,13 +74,13 @@ VARIANTS: dict[str, Variant] = {
     "full-x4-first": Variant({**_FULL_GRADIENT, "gain": 4}, cost=7 / 6, first_only=True),
     **{f"standard-{n}-blocks": Variant({"arm": "standard"}, blocks=n) for n in (2, 5)},
     **{f"gradient-{n}-blocks": Variant({"arm": "gradient"}, blocks=n, cost=_STOPPED) for n in (2, 5)},
-    **{f"standard-{act}": Variant({"arm": "standard"}, act) for act in ("gelu", "tanh", "sine")},
-    **{f"no-skip-{act}": Variant({"arm": "no-skip"}, act) for act in ("gelu", "tanh", "sine")},
-    **{f"damped-{act}": Variant({"arm": "damped"}, act) for act in ("gelu", "tanh", "sine")},
-    **{f"gradient-{act}": Variant({"arm": "gradient"}, act, cost=_STOPPED) for act in ("gelu", "tanh", "sine")},
-    **{f"full-x4-{act}": Variant({**_FULL_GRADIENT, "gain": 4}, act, cost=_FULL) for act in ("gelu", "tanh", "sine")},
-    **{f"{name}-torch": Variant({"arm": name}, as_torch=True) for name in ("standard", "no-skip", "damped")},
-    "gradient-torch": Variant({"arm": "gradient"}, cost=_STOPPED, as_torch=True),
+    **{f"standard-{act}": Variant({"arm": "standard"}, act) for act in OTHER_ACTIVATIONS},
+    **{f"no-skip-{act}": Variant({"arm": "no-skip"}, act) for act in OTHER_ACTIVATIONS},
+    **{f"damped-{act}": Variant({"arm": "damped"}, act) for act in OTHER_ACTIVATIONS},
+    **{f"gradient-{act}": Variant({"arm": "gradient"}, act, cost=_STOPPED) for act in OTHER_ACTIVATIONS},
+    **{f"full-x4-{act}": Variant({**_FULL_GRADIENT, "gain": 4}, act, cost=_FULL) for act in OTHER_ACTIVATIONS},
+    **{f"{name}-torch": Variant({"arm": name}, "relu", as_torch=True) for name in ("standard", "no-skip", "damped")},
+    "gradient-torch": Variant({"arm": "gradient"}, "relu", cost=_STOPPED, as_torch=True),
     "wider": Variant({"arm": "standard"}, cost=_FULL),
     "fourier": Variant({"arm": "standard"}),
     "siren": Variant({"arm": "no-skip"}),
@@ -124,27 +125,36 @@ class SinusoidNet(nn.Module):
 
     "wider" is "standard" at a width with 1.5 times the products, the cost of back-propagating through the gradient;
     "fourier" is "standard" behind random Fourier features in place of the first layer; "siren" has as many layers of
-    sines and no skips. ``first_scale`` is the bound of the first layer's initial weights and biases (1 in PyTorch).
+    sines and no skips. "-torch" starts as PyTorch's ReLU networks do. ``first_scale`` is the bound of the first layer's initial weights and biases (1 in PyTorch).
 
     >>> SinusoidNet("gradient", width=8, blocks=2, alpha=3.0)(torch.zeros(5, 1)).shape
     torch.Size([5, 1])
     """
 
     def __init__(
-        self, method: str, width: int = 64, blocks: int = 3, alpha: float = 0.0, first_scale: float = 1.0
+        self,
+        method: str,
+        width: int = 64,
+        blocks: int = 3,
+        alpha: float = 0.0,
+        first_scale: float = 1.0,
+        activation: str = "tanh",
     ) -> None:
         super().__init__()
         if method not in VARIANTS:
             raise unknown_name("method", method, VARIANTS)
+        if activation not in _ACTIVATIONS:
+            raise unknown_name("activation", activation, _ACTIVATIONS)
         self._arguments = {"method": method, "width": width, "blocks": blocks}
-        self._arguments |= {"alpha": alpha, "first_scale": first_scale}
+        self._arguments |= {"alpha": alpha, "first_scale": first_scale, "activation": activation}
         variant = VARIANTS[method]
         if method == "siren":
             self.layers = _siren(width, blocks)
             return
         width = round(variant.cost**0.5 * width) if method == "wider" else width
         first = FourierFeatures(width, _FOURIER_DEVIATION) if method == "fourier" else nn.Linear(1, width)
-        middle = [_residual(width, variant, alpha, k) for k in range(variant.blocks or blocks)]
+        kind = _ACTIVATIONS[variant.activation or activation]
+        middle = [_residual(width, variant, kind(), alpha, k) for k in range(variant.blocks or blocks)]
         self.layers = nn.Sequential(first, *middle, nn.Linear(width, 1))
         if not variant.as_torch:
             _initialise(self.layers, first_scale)
@@ -171,8 +181,7 @@ class FourierFeatures(nn.Module):
         return torch.cat([phase.cos(), phase.sin()], dim=-1)
 
 
-def _residual(width: int, variant: Variant, alpha: float, number: int) -> nn.Module:
-    activation = _ACTIVATIONS[variant.activation]()
+def _residual(width: int, variant: Variant, activation: nn.Module, alpha: float, number: int) -> nn.Module:
     block = nn.Sequential(nn.Linear(width, width), activation, nn.Linear(width, width))
     if variant.arm["arm"] == "several":
         return SeveralProbes(block, width)

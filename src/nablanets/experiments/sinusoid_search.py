@@ -10,7 +10,7 @@ from nablanets.experiments.base import Sheet
 from nablanets.experiments.comparison import compare
 from nablanets.experiments.findings import Summary
 from nablanets.experiments.sinusoid_arms import SinusoidConfig
-from nablanets.experiments.sinusoid_nets import VARIANTS
+from nablanets.experiments.sinusoid_nets import OTHER_ACTIVATIONS, VARIANTS
 from nablanets.experiments.sinusoid_study import (
     COMPARISON,
     SinusoidStudy,
@@ -23,23 +23,16 @@ from nablanets.experiments.sinusoid_study import (
 from nablanets.experiments.store import RunFolder
 
 CONTROLS = ("standard", "no-skip", "scalar", "damped", "random")
-_SMOOTH = tuple(f"{kind}-{act}" for act in ("gelu", "tanh", "sine") for kind in ("standard", "no-skip", "damped"))
+_OTHERS = tuple(f"{kind}-{act}" for act in OTHER_ACTIVATIONS for kind in ("standard", "no-skip", "damped"))
 VARIED = (
     *("gradient", "gradient-full", "gradient-full-x2", "gradient-full-x4", "gradient-full-x8", "gradient-rms"),
     *("gradient-rms-full", "gradient-raw-x4", "full-x4-channels", "full-x4-random", "full-x4-learned", "full-x4-first"),
-    *(
-        "probe-several",
-        "full-x4-gelu",
-        "full-x4-tanh",
-        "full-x4-sine",
-        "gradient-gelu",
-        "gradient-tanh",
-        "gradient-sine",
-    ),
+    "probe-several",
+    *(f"{kind}-{act}" for act in OTHER_ACTIVATIONS for kind in ("gradient", "full-x4")),
 )
 _PAPER = SinusoidConfig(
     frequencies=(12, 16),
-    methods=(*CONTROLS, *_SMOOTH, *VARIED),
+    methods=(*CONTROLS, *_OTHERS, *VARIED),
     other_frequencies=(),
     equal_compute=True,
     slots=12,

@@ -150,7 +150,7 @@ def protocol(config: SinusoidConfig) -> list[str]:
         f"{config.noise} on y; {config.validation_samples} noisy validation points; test MSE over {config.test_points} "
         "regular points without noise. Zero has a test MSE of 0.5. Each seed has its own points, noise, initial weights "
         "and order of samples, the same for all arms of one d.",
-        f"{config.blocks} blocks of two linear layers, of width {config.width}, between two linear layers, with He's "
+        f"{config.blocks} blocks Linear-{config.activation}-Linear of width {config.width} between two linear layers, He's "
         f"initial weights, but weights and biases of the first layer uniform within {config.first_scale:g}, "
         "which makes high frequencies come sooner than PyTorch's 1 (docs/log.md). Adam with cosine decay after a warm-up over "
         f"{config.warmup:.0%} of the run, "
