@@ -16,7 +16,7 @@ from nablanets.images.models import EDSR
 from nablanets.images.patches import PatchPairs
 from nablanets.images.resize import bicubic
 from nablanets.images.super_resolution import Evaluations, average_quality, train_super_resolution
-from nablanets.images.training import Ticket, TrainSettings
+from nablanets.images.training import Stored, Ticket, TrainSettings, train
 from tests.test_cli import call
 
 _PICTURE = torch.from_numpy(skimage.data.coffee()).permute(2, 0, 1).contiguous()
@@ -128,3 +128,11 @@ def test_the_command_trains_on_a_folder_and_upscale_uses_what_it_wrote(capsys, t
     assert Image.open(tmp_path / "large.png").size == (320, 240)
     code, _, err = call(capsys, *command, "--validation", tmp_path / "none")
     assert (code, "there is no folder" in err) == (2, True)
+
+
+def test_an_average_of_weights_soon_forgets_the_start():
+    x = torch.randn(64, 3, generator=torch.Generator().manual_seed(0))
+    net, settings = nn.Linear(3, 1), TrainSettings(epochs=25, batch_size=16, learning_rate=0.1, ema=0.999)
+    before = (net(x) - 5 * x[:, :1]).square().mean().item()
+    train(net, Stored(x, 5 * x[:, :1]), nn.functional.mse_loss, settings=settings)
+    assert (net(x) - 5 * x[:, :1]).square().mean().item() < 0.1 * before

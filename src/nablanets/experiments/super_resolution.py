@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 
 from nablanets.baselines import count_parameters
 from nablanets.errors import unknown_name
@@ -161,13 +162,9 @@ def _measured(config: SuperResolutionConfig, nets: list) -> dict[str, float]:
     return means | ({f"psnr_{name}": q.psnr for name, q in found.items()} if len(tests) > 1 else {})
 
 
+@lru_cache(maxsize=4)
 def _bicubic_psnr(config: SuperResolutionConfig) -> float:
-    if config not in _known:
-        _known[config] = _measured(config, [Bicubic(config.scale)])["psnr"]
-    return _known[config]
-
-
-_known: dict[SuperResolutionConfig, float] = {}
+    return _measured(config, [Bicubic(config.scale)])["psnr"]
 
 
 def _gate_picture(run: RunFolder) -> Iterator[Picture]:

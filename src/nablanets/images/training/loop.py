@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from nablanets.errors import InvalidInputError, ModelFileError
 from nablanets.images.training.checkpoint import read_state, write_state
@@ -104,7 +104,7 @@ class _Run:
         self.wrapped, self.optimizer = fabric.setup(Objective(net, loss), make_optimizer(net, settings))
         self.average: AveragedModel | None = None
         if settings.ema is not None:
-            self.average = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(settings.ema))
+            self.average = AveragedModel(net, multi_avg_fn=_moving_average(settings.ema))
         self.clock = time.process_time if fabric.device.type == "cpu" else time.perf_counter
         self.step, self.seconds = 0, 0.0
         self.total, self.count = torch.zeros((), dtype=torch.float64, device=fabric.device), 0
@@ -236,3 +236,14 @@ class _Run:
     def _fingerprint(self) -> dict[str, Any]:
         shapes = {name: list(p.shape) for name, p in self.net.named_parameters()}
         return self.settings.fingerprint(len(self.source)) | {"parameters": shapes}
+
+
+def _moving_average(decay: float) -> Callable[[Any, Any, Any], None]:
+    """An exponential moving average whose decay rises as (1 + t) / (10 + t), so that it soon forgets the start."""
+
+    @torch.no_grad()
+    def update(averages: list[Tensor], current: list[Tensor], count: Tensor | int) -> None:
+        now = min(decay, (1 + int(count)) / (10 + int(count)))
+        torch._foreach_lerp_(averages, current, 1 - now)
+
+    return update

@@ -26,7 +26,8 @@ class TrainSettings:
         warmup: fraction of the run over which the rate rises linearly; it falls as a cosine to zero after.
         clip_norm: of the gradient of all parameters.
         accumulate: parts that a batch is computed in, one after the other.
-        ema: decay of an exponential moving average of the weights, which is what is validated and returned.
+        ema: decay of an exponential moving average of the weights, which is what is validated and returned; it rises as
+            (1 + t) / (10 + t) to that value.
         label: whatever else decides the result (data, model), so that a checkpoint is not continued with another.
         precision: of Lightning Fabric: "32-true", "bf16-mixed", "64-true", ...
         channels_last: memory layout of pictures and convolutions.
