@@ -12,6 +12,7 @@ from torch import nn
 from nablanets.errors import DataFileError, InvalidInputError
 from nablanets.images.augment import mirror, shift, shifted_and_mirrored
 from nablanets.images.brain import brain_slices, read_volume, slabs
+from nablanets.images.class_folders import read_class_folders
 from nablanets.images.composites import Composites, CutOut, photographs, read_cutouts
 from nablanets.images.judge import accuracy, mean_iou
 from nablanets.images.masks import IGNORED, MaskedPictures, Pair, folder_pairs, read_pair, voc_pairs
@@ -98,6 +99,29 @@ def test_two_folders(tmp_path):
         folder_pairs(tmp_path / "x", tmp_path / "y")
     with pytest.raises(DataFileError, match="no folder"):
         folder_pairs(tmp_path / "x", tmp_path / "absent")
+
+
+def test_class_folders(tmp_path):
+    for part, name, k in (("train", "cat", 0), ("train", "dog", 1), ("train", "dog", 2), ("test", "dog", 3)):
+        pixels = picture(tmp_path / part / name / f"{k}.png", seed=k)
+    train, test = (read_class_folders(tmp_path, train=t, size=20) for t in (True, False))
+    assert train.labels.tolist() == [0, 1, 1]
+    assert (test.labels.tolist(), test.classes) == ([1], 2)
+    assert torch.equal(test.pictures[0], torch.from_numpy(pixels[:, 5:25]).movedim(-1, 0))
+    assert read_class_folders(tmp_path, train=True, size=8).pictures.shape == (3, 3, 8, 8)
+    picture(tmp_path / "test" / "cow" / "0.png")
+    with pytest.raises(DataFileError, match=r"cow: expected the classes of .*: cat, dog"):
+        read_class_folders(tmp_path, train=False)
+    damaged = tmp_path / "train" / "dog" / "1.png"
+    damaged.write_bytes(damaged.read_bytes()[:90])
+    with pytest.raises(DataFileError, match=r"1\.png cannot be read"):
+        read_class_folders(tmp_path, train=True)
+    damaged.unlink()
+    (tmp_path / "train" / "dog" / "2.png").unlink()
+    with pytest.raises(DataFileError, match="holds no pictures"):
+        read_class_folders(tmp_path, train=True)
+    with pytest.raises(DataFileError, match="one folder of pictures for each class"):
+        read_class_folders(tmp_path / "absent", train=True)
 
 
 def volume(folder, kind, array):

@@ -16,6 +16,7 @@ from nablanets.errors import unknown_name
 from nablanets.experiments.base import Column
 from nablanets.experiments.pictures import PictureConfig, PictureExperiment, Task
 from nablanets.images.augment import shifted_and_mirrored
+from nablanets.images.class_folders import read_class_folders
 from nablanets.images.extras import needed
 from nablanets.images.judge import accuracy
 from nablanets.images.models import ResNet
@@ -30,9 +31,9 @@ class ClassificationConfig(PictureConfig):
     """Settings of a run.
 
     Attributes:
-        data: "digits" (inside scikit-learn), "fashion-mnist" or "mnist" (``nablanets data get``), "idx" or "cifar"
-            (in ``folder``).
-        folder: for "idx" and "cifar".
+        data: "digits" (inside scikit-learn), "fashion-mnist" or "mnist" (``nablanets data get``), "idx", "cifar" or
+            "folders" (in ``folder``).
+        folder: for "idx", "cifar" and "folders" (which has train/CLASS and test/CLASS with pictures).
         validation_samples: training pictures that are held out for choices.
         augment: shift and mirror training pictures.
         blocks: per stage of the network.
@@ -171,4 +172,5 @@ _READERS: dict[str, Callable[[str], tuple[Labelled, Labelled]]] = {
     "mnist": _both(datasets.read_mnist_json, _named("mnist")),
     "idx": _both(datasets.read_idx_folder),
     "cifar": _both(datasets.read_cifar),
+    "folders": _both(read_class_folders),
 }
