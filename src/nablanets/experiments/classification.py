@@ -77,7 +77,7 @@ class ClassificationExperiment(PictureExperiment[ClassificationConfig]):
             data="fashion-mnist",
             precision="bf16-mixed",
             channels_last=False,
-            epochs=1,
+            epochs=3,
             batch_size=64,
             validation_samples=2000,
             alphas=(-3.0,),

@@ -116,11 +116,16 @@ class PictureExperiment(Experiment[P]):
 
     def shared_notes(self, config: P) -> list[str]:
         """Paragraphs on what is the same for all studies of pictures."""
+        chosen = (
+            f"Each arm takes the rate of {config.rates} and, where it has one, the start of alpha of {config.alphas} with "
+            f"the least validation error after {config.trial_epochs:g} epochs with a seed of its own; damped takes the "
+            "alpha of gradient."
+            if len(config.rates) * len(config.alphas) > 1
+            else f"All arms have the rate {config.rates[0]:g}, and alpha starts at {config.alphas[0]:g}; nothing was chosen."
+        )
         return [
             f"AdamW, {config.epochs:g} epochs of batches of {config.batch_size}, warm-up over {config.warmup:.0%} of the "
-            f"run, cosine decay, {config.precision}. Each arm takes the rate of {config.rates} and, where it has one, the "
-            f"start of alpha of {config.alphas} with the least validation error after {config.trial_epochs:g} epochs with "
-            "a seed of its own; damped takes the alpha of gradient. Test data are used once, at the end.",
+            f"run, cosine decay, {config.precision}. {chosen} Test data are used once, at the end.",
             "standard: x + F(x). no-skip: F(x). damped: (1 - s) x + F(x). gradient: (1 - s) x + s g(x) + F(x) with g "
             "normalised per position and under stop-gradient, as in the paper. gradient-full: g not normalised, with "
             "back-propagation through it. alpha is trained, one per block.",
