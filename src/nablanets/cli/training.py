@@ -35,7 +35,7 @@ def super_resolution(
     blocks: Annotated[int, typer.Option(help="Residual blocks of EDSR.")] = 8,
     width: Annotated[int, typer.Option(help="Channels.")] = 32,
     skip: Annotated[str, typer.Option(help="What skips carry: standard, gradient, gradient-full, ...")] = "standard",
-    seconds: Annotated[float, typer.Option(help="Training time; processor time on a CPU.")] = 360,
+    seconds: Annotated[float, typer.Option(help="Training time; processor time on a CPU.")] = 600,
     lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3,
     batch_size: Annotated[int, typer.Option(help="Patches per step, over all processes.")] = 16,
     patch: Annotated[int, typer.Option(help="Pixels of a patch of the small picture.")] = 32,
@@ -44,7 +44,7 @@ def super_resolution(
     seed: Annotated[int, typer.Option(help="Seed of weights and batches.")] = 0,
     checkpoint: Annotated[Path | None, typer.Option(help="State file; an interrupted run goes on from it.")] = None,
 ) -> None:
-    """Train a super-resolution network; the defaults are those of the packaged one."""
+    """Train a super-resolution network; the defaults are the recipe of the packaged one."""
     pictures, held_out = _pictures(data, validation)
     torch.manual_seed(seed)
     net = EDSR(scale, blocks=blocks, width=width, skip=skip, tail="direct", onto_bicubic=True)
