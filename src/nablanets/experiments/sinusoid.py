@@ -79,7 +79,7 @@ class SinusoidExperiment(SinusoidStudy):
             "known to us, so our choices: everything else.",
             *protocol(config),
             "alpha is not trained, so that the arms have the same parameters. gradient: g "
-            "normalised, under stop-gradient. gradient-full: not normalised, with back-propagation through g. "
+            "normalised, under stop-gradient. gradient-full: not normalised, with back-propagation through g; -x4: g times 4. "
             "gradient-probe: g = J'v with v trained. magnitude and pure are normalised and under stop-gradient. "
             "damped: (1 - s) x without any gradient; random: a fixed random unit vector in place of g. wider: "
             "the standard skip at 1.5 times the products, the cost of gradient-full (a step under stop-gradient "

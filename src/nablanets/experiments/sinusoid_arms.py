@@ -16,7 +16,10 @@ from nablanets.residual.arms import ARMS
 from nablanets.training import FitSettings, Member, fit_many
 from nablanets.training.batches import Samples
 
-METHODS = (*ARMS, "wider", "fourier", "siren", "standard-torch", "no-skip-torch", "damped-torch", "gradient-torch")
+METHODS = (
+    *(*ARMS, "gradient-full-x4", "wider", "fourier", "siren"),
+    *("standard-torch", "no-skip-torch", "damped-torch", "gradient-torch"),
+)
 _DEAREST = 1.5
 _TRIAL_SEED = 1000
 
@@ -42,7 +45,7 @@ class SinusoidConfig:
     frequencies: tuple[int, ...] = (16,)
     methods: tuple[str, ...] = METHODS
     other_frequencies: tuple[int, ...] = (4, 8, 32)
-    other_methods: tuple[str, ...] = ("standard", "damped", "gradient")
+    other_methods: tuple[str, ...] = ("standard", "damped", "gradient", "gradient-full-x4")
     width: int = 64
     blocks: int = 3
     first_scale: float = 16.0
@@ -51,13 +54,13 @@ class SinusoidConfig:
     noise: float = 0.1
     validation_samples: int = 500
     test_points: int = 2000
-    steps: int = 6000
+    steps: int = 4000
     batch_size: int = 50
     warmup: float = 0.05
     equal_compute: bool = False
     rates: tuple[float, ...] = (3e-4, 1e-3, 5e-3)
     alphas: tuple[float, ...] = (0.0, 3.0)
-    trial_steps: int = 2000
+    trial_steps: int = 1500
     trial_seeds: int = 3
     slots: int = 32
 

@@ -34,7 +34,10 @@ _PAPER = SinusoidConfig(
     frequencies=(12, 16),
     methods=(*CONTROLS, *_OTHERS, *VARIED),
     other_frequencies=(),
+    steps=6000,
     equal_compute=True,
+    alphas=(0.0,),
+    trial_steps=2000,
     slots=12,
 )
 
