@@ -95,7 +95,7 @@ class MoleculeExperiment(Experiment[MoleculeConfig]):
             "exchange are built in. gradnet-c and gradnet-m are gradient maps there (f = J'g); mlp-potential is the gradient "
             "of a scalar network (softplus, two layers), the usual energy model; direct-pairs has a network with 36 free "
             "outputs in place of g, so it is equivariant but not conservative; direct-positions maps 27 coordinates to "
-            "27 forces. All have at most gradnet-c's number of parameters within a per cent or few, the same frames "
+            "27 forces. All have at most gradnet-c's number of parameters, the same frames "
             f"and {config.steps} steps of Adam (batch {config.batch_size}, cosine) for each of the rates {config.rates}; "
             "validation chooses the rate. Seconds are those of the fit with that rate. random-ridge is a gradnet-c with "
             f"{config.random_features} random directions of which only the outer coefficients are fitted, in closed form; "

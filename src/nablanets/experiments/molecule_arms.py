@@ -89,7 +89,7 @@ def build(config: MoleculeConfig, method: str, train: Frames) -> nn.Module:
         return CoordinatePullback(Symmetrized(standardised_inside(inner, phi, x, f), group), phi)
 
     pairs, h = phi.outputs, config.hidden_features
-    budget = count_parameters(GradNetC(pairs, h, 1))
+    budget = count_parameters(GradNetC(pairs, h, 1, activation="softplus"))
     if method == "gradnet-c":
         return symmetric(GradNetC(pairs, h, 1, activation="softplus"))
     if method == "gradnet-m":
