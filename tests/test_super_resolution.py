@@ -103,7 +103,13 @@ def test_arms_are_what_their_names_say():
 
 def test_rates_and_alphas_are_chosen_on_validation_pictures():
     config = replace(
-        _TINY, rates=(1e-9, 3e-3), alphas=(0.0, 2.0), trial_epochs=0.1, blocks=1, patch=10, methods=("gradient", "damped"),
+        _TINY,
+        rates=(1e-9, 3e-3),
+        alphas=(0.0, 2.0),
+        trial_epochs=0.1,
+        blocks=1,
+        patch=10,
+        methods=("gradient", "damped"),
     )
     chosen = choose(config, "gradient")
     assert chosen.rate == 3e-3
