@@ -185,6 +185,9 @@ def test_conclusions_follow_the_numbers():
     bad = _rows({"standard": [29.0, 29.1, 28.9], "gradient": [28.9, 29.0, 28.8]})
     assert "not above it: standard, gradient" in conclusions_of(bad, ["time"])[0]
     assert "no standard skip" in conclusions_of(good, ["epochs"])[0]
+    both = [*good, *_rows({"standard": [32.0, 32.1, 31.9], "gradient": [32.3, 32.4, 32.2]}, "epochs")]
+    last = conclusions_of(both, ["time", "epochs"])[-1]
+    assert last.endswith("equal epochs is kindest to gradients: gradient +0.300 ± 0.000 dB.")
     sheet = budget_sheet(good, "time")
     assert [line[0] for line in sheet.rows] == ["gradient", "standard", "no-skip"]
     assert sheet.rows[0][3] == "+0.200 ± 0.006"

@@ -103,7 +103,23 @@ def conclusions_of(rows: Sequence[Row], budgets: Sequence[str]) -> list[str]:
         best = best_of(values, CARRYING)
         if best is not None:
             texts += _verdict(budget, best, values)
-    return texts
+    return texts + _closest(rows, budgets)
+
+
+def _closest(rows: Sequence[Row], budgets: Sequence[str]) -> list[str]:
+    """Which budget brings a gradient residual furthest above the standard skip, if several were run."""
+    found: dict[str, tuple[str, Estimate]] = {}
+    for budget in budgets:
+        values = psnrs(rows, budget)
+        best = best_of(values, CARRYING)
+        above = None if best is None else difference(values, best, "standard")
+        if best is not None and above is not None:
+            found[budget] = (best, above)
+    if len(found) < 2:
+        return []
+    budget = max(found, key=lambda b: found[b][1].mean)
+    best, above = found[budget]
+    return [f"The comparison at equal {_NAMES[budget]} is kindest to gradients: {best} {above.text('+.3f')} dB."]
 
 
 def _all_arms(budget: str, gains: Mapping[str, Mapping[int, float]]) -> str:
