@@ -126,7 +126,7 @@ class TwoBodyExperiment(Experiment[DynamicsConfig]):
             "GradNets) or RK4 (mlp); “trend” is the part of the learned energy's band (for mlp and sympnet the true "
             "energy's) that lies between the means of its first and last tenth: near 0 for bounded "
             "oscillation, 1 for steady drift; “lost” is 1 if an orbit went ten times as far out as it began, or an implicit "
-            "solve failed.",
+            "solve failed. Yoshida 4 on the exact system shows a band of 1.6e-4 with these 36 steps per period.",
         ]  # fmt: skip
 
     def pictures(self, config: DynamicsConfig, run: RunFolder) -> Iterator[Picture]:
