@@ -12,7 +12,7 @@ import torch
 from nablanets.errors import InvalidInputError, RunFolderError, UnknownNameError
 from nablanets.experiments import EXPERIMENTS, find_experiment
 from nablanets.experiments.base import override
-from nablanets.experiments.field2d import time_to_level
+from nablanets.experiments.fields.field2d import time_to_level
 from nablanets.experiments.report import results_table, write_report
 from nablanets.experiments.runner import run_experiment
 from nablanets.experiments.store import RunFolder

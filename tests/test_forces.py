@@ -14,11 +14,11 @@ from torch.testing import assert_close
 from nablanets.dynamics import SecondOrder, integrate
 from nablanets.errors import DataFileError, InvalidInputError, UnknownNameError
 from nablanets.experiments import find_experiment
-from nablanets.experiments.molecule_arms import MoleculeConfig
-from nablanets.experiments.molecule_measures import molecular_dynamics, scan_work
+from nablanets.experiments.dynamics.molecule_arms import MoleculeConfig
+from nablanets.experiments.dynamics.molecule_measures import molecular_dynamics, scan_work
+from nablanets.experiments.dynamics.solar_arms import SolarConfig, load
 from nablanets.experiments.report import write_report
 from nablanets.experiments.runner import run_experiment
-from nablanets.experiments.solar_arms import SolarConfig, load
 from nablanets.maps import Quadratic
 from nablanets.problems import ephemeris
 from nablanets.problems.ephemeris import BODIES, INVERSE_MASSES, KILOMETRES, SUN_GM, load_ephemeris

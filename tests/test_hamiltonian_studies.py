@@ -12,9 +12,9 @@ from nablanets.dynamics import FieldSystem, HamiltonianSystem, SeparableHamilton
 from nablanets.dynamics.verify import symplecticity_error
 from nablanets.errors import InvalidInputError, UnknownNameError
 from nablanets.experiments import find_experiment
-from nablanets.experiments.dynamics_arms import TWO_BODY, ZOO, as_system, build, draw_orbits, targets
-from nablanets.experiments.dynamics_findings import compare_group
-from nablanets.experiments.dynamics_metrics import distance_curve, follow, gradient_db, long_run
+from nablanets.experiments.dynamics.arms import TWO_BODY, ZOO, as_system, build, draw_orbits, targets
+from nablanets.experiments.dynamics.findings import compare_group
+from nablanets.experiments.dynamics.metrics import distance_curve, follow, gradient_db, long_run
 from nablanets.experiments.runner import run_experiment
 from nablanets.experiments.store import Row
 from nablanets.maps import GradNetC, Quadratic

@@ -7,8 +7,8 @@ import pytest
 from nablanets.errors import DataFileError, UnknownNameError
 from nablanets.experiments import find_experiment
 from nablanets.experiments.base import override
-from nablanets.experiments.classification import load
-from nablanets.experiments.picture_findings import against_standard, alpha_sheet, verdicts
+from nablanets.experiments.images.classification import load
+from nablanets.experiments.images.picture_findings import against_standard, alpha_sheet, verdicts
 from nablanets.experiments.runner import run_experiment
 from nablanets.experiments.store import Row
 

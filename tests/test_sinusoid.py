@@ -16,12 +16,12 @@ from nablanets.errors import InvalidInputError, UnknownNameError
 from nablanets.experiments import find_experiment
 from nablanets.experiments.comparison import compare, holm
 from nablanets.experiments.runner import run_experiment
-from nablanets.experiments.sinusoid import _conclusions, claim
-from nablanets.experiments.sinusoid_ablation import CHANGES
-from nablanets.experiments.sinusoid_ablation import _conclusions as ablated
-from nablanets.experiments.sinusoid_arms import METHODS, SinusoidConfig, choose, train
-from nablanets.experiments.sinusoid_nets import VARIANTS, SinusoidNet
-from nablanets.experiments.sinusoid_search import verdict
+from nablanets.experiments.sinusoid.ablation import CHANGES
+from nablanets.experiments.sinusoid.ablation import _conclusions as ablated
+from nablanets.experiments.sinusoid.arms import METHODS, SinusoidConfig, choose, train
+from nablanets.experiments.sinusoid.experiment import _conclusions, claim
+from nablanets.experiments.sinusoid.nets import VARIANTS, SinusoidNet
+from nablanets.experiments.sinusoid.search import verdict
 from nablanets.experiments.store import RunFolder
 from nablanets.problems.sinusoid import Sinusoid
 from nablanets.residual.arms import ARMS

@@ -8,10 +8,11 @@ import torch
 from torch import nn
 
 from nablanets.activations import ACTIVATIONS, GroupActivation
-from nablanets.experiments import activation_findings, costs, find_experiment
-from nablanets.experiments.activations import TARGETS, gradient_arms
+from nablanets.experiments import costs, find_experiment
 from nablanets.experiments.costs import growth_exponent, interleaved_times, peak_bytes
-from nablanets.experiments.efficiency_findings import Findings
+from nablanets.experiments.fields import activation_findings
+from nablanets.experiments.fields.activations import TARGETS, gradient_arms
+from nablanets.experiments.fields.efficiency_findings import Findings
 from nablanets.experiments.runner import run_experiment
 from nablanets.experiments.store import Row
 

@@ -12,9 +12,7 @@ from nablanets import GradientResidual
 from nablanets.baselines import count_parameters
 from nablanets.errors import DataFileError, UnknownNameError
 from nablanets.experiments import find_experiment
-from nablanets.experiments.runner import run_experiment
-from nablanets.experiments.store import Row
-from nablanets.experiments.super_resolution_arms import (
+from nablanets.experiments.images.super_resolution_arms import (
     METHODS,
     Choice,
     build,
@@ -23,7 +21,9 @@ from nablanets.experiments.super_resolution_arms import (
     source_of,
     train_arm,
 )
-from nablanets.experiments.super_resolution_findings import budget_sheet, conclusions_of, gates
+from nablanets.experiments.images.super_resolution_findings import budget_sheet, conclusions_of, gates
+from nablanets.experiments.runner import run_experiment
+from nablanets.experiments.store import Row
 from nablanets.images import photographs
 from nablanets.images.photographs import embedded_photographs, licences, packaged_photographs, to_fetch
 

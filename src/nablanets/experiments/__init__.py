@@ -4,22 +4,22 @@ from dataclasses import replace
 from typing import Any
 
 from nablanets.errors import unknown_name
-from nablanets.experiments.activations import ActivationsExperiment
 from nablanets.experiments.base import Experiment
-from nablanets.experiments.classification import ClassificationExperiment
-from nablanets.experiments.efficiency import EfficiencyExperiment
-from nablanets.experiments.field2d import Field2DExperiment
-from nablanets.experiments.hamiltonian_zoo import HamiltonianZooExperiment
-from nablanets.experiments.high_dimensional import HighDimensionalConfig, HighDimensionalExperiment
-from nablanets.experiments.molecule import MoleculeExperiment
-from nablanets.experiments.segmentation import SegmentationExperiment
-from nablanets.experiments.sinusoid import SinusoidExperiment
-from nablanets.experiments.sinusoid_ablation import AblationExperiment
-from nablanets.experiments.sinusoid_search import SearchExperiment
-from nablanets.experiments.solar_system import SolarSystemExperiment
-from nablanets.experiments.super_resolution import SuperResolutionExperiment
-from nablanets.experiments.terrain import TerrainExperiment
-from nablanets.experiments.two_body import TwoBodyExperiment
+from nablanets.experiments.dynamics.hamiltonian_zoo import HamiltonianZooExperiment
+from nablanets.experiments.dynamics.molecule import MoleculeExperiment
+from nablanets.experiments.dynamics.solar_system import SolarSystemExperiment
+from nablanets.experiments.dynamics.two_body import TwoBodyExperiment
+from nablanets.experiments.fields.activations import ActivationsExperiment
+from nablanets.experiments.fields.efficiency import EfficiencyExperiment
+from nablanets.experiments.fields.field2d import Field2DExperiment
+from nablanets.experiments.fields.high_dimensional import HighDimensionalConfig, HighDimensionalExperiment
+from nablanets.experiments.fields.terrain import TerrainExperiment
+from nablanets.experiments.images.classification import ClassificationExperiment
+from nablanets.experiments.images.segmentation import SegmentationExperiment
+from nablanets.experiments.images.super_resolution import SuperResolutionExperiment
+from nablanets.experiments.sinusoid.ablation import AblationExperiment
+from nablanets.experiments.sinusoid.experiment import SinusoidExperiment
+from nablanets.experiments.sinusoid.search import SearchExperiment
 from nablanets.problems.fields import ConvexField, NonconvexField
 
 #: Of the high-dimensional fields: d = 32, a few hundred steps and one rate.

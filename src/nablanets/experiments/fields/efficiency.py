@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from nablanets.baselines import MLP, count_parameters, icnn_gradient, match_parameters, mlp_potential
-from nablanets.experiments import efficiency_findings as findings
 from nablanets.experiments.base import Column, Experiment, PartResult, Picture, Sheet
 from nablanets.experiments.costs import (
     Call,
@@ -20,7 +19,8 @@ from nablanets.experiments.costs import (
     peak_bytes,
     training_step,
 )
-from nablanets.experiments.efficiency_findings import REFERENCE
+from nablanets.experiments.fields import efficiency_findings as findings
+from nablanets.experiments.fields.efficiency_findings import REFERENCE
 from nablanets.experiments.selection import fit_best_rate, start_from_data
 from nablanets.experiments.store import RunFolder
 from nablanets.maps import GradNetC, GradNetM, from_potential

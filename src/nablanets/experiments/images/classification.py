@@ -14,7 +14,7 @@ from nablanets import datasets
 from nablanets.datasets import Labelled
 from nablanets.errors import unknown_name
 from nablanets.experiments.base import Column
-from nablanets.experiments.pictures import PictureConfig, PictureExperiment, Task
+from nablanets.experiments.images.pictures import PictureConfig, PictureExperiment, Task
 from nablanets.images.augment import shifted_and_mirrored
 from nablanets.images.class_folders import read_class_folders
 from nablanets.images.extras import needed

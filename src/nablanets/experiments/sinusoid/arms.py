@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-from nablanets.experiments.sinusoid_nets import VARIANTS, SinusoidNet
+from nablanets.experiments.sinusoid.nets import VARIANTS, SinusoidNet
 from nablanets.problems.sinusoid import Sinusoid
 from nablanets.residual.arms import ARMS
 from nablanets.training import FitSettings, Member, fit_many

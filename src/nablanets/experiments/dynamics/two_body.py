@@ -11,9 +11,9 @@ from torch import Tensor
 from nablanets.baselines import count_parameters
 from nablanets.dynamics import SeparableHamiltonian, System, integrate
 from nablanets.experiments.base import Column, Experiment, PartResult, Picture, Sheet
-from nablanets.experiments.dynamics_arms import TWO_BODY, DynamicsConfig, draw_orbits, train
-from nablanets.experiments.dynamics_findings import compare_group, distance_picture, orbit_picture, window_picture
-from nablanets.experiments.dynamics_metrics import distance_curve, follow, gradient_db, long_run
+from nablanets.experiments.dynamics.arms import TWO_BODY, DynamicsConfig, draw_orbits, train
+from nablanets.experiments.dynamics.findings import compare_group, distance_picture, orbit_picture, window_picture
+from nablanets.experiments.dynamics.metrics import distance_curve, follow, gradient_db, long_run
 from nablanets.experiments.store import RunFolder
 from nablanets.problems.gravity import TwoBody
 from nablanets.training.loop import Report

@@ -8,9 +8,7 @@ from functools import lru_cache
 from nablanets.baselines import count_parameters
 from nablanets.errors import unknown_name
 from nablanets.experiments.base import Column, Experiment, PartResult, Picture, Sheet
-from nablanets.experiments.plots import learning_curves, panels
-from nablanets.experiments.store import RunFolder
-from nablanets.experiments.super_resolution_arms import (
+from nablanets.experiments.images.super_resolution_arms import (
     BUDGETS,
     CARRYING,
     METHODS,
@@ -20,7 +18,9 @@ from nablanets.experiments.super_resolution_arms import (
     source_of,
     train_arm,
 )
-from nablanets.experiments.super_resolution_findings import best_of, budget_sheet, conclusions_of, gates, psnrs
+from nablanets.experiments.images.super_resolution_findings import best_of, budget_sheet, conclusions_of, gates, psnrs
+from nablanets.experiments.plots import learning_curves, panels
+from nablanets.experiments.store import RunFolder
 from nablanets.images.metrics import reconstruction
 from nablanets.images.models import Bicubic
 from nablanets.images.patches import middle

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from nablanets import verify
 from nablanets.baselines import count_parameters
 from nablanets.experiments.base import Column, Experiment, PartResult, Picture
-from nablanets.experiments.field2d_arms import (
+from nablanets.experiments.fields.field2d_arms import (
     BASELINES,
     GRADNETS,
     PAPER,

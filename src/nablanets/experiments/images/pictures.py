@@ -16,7 +16,14 @@ from nablanets.baselines import count_parameters
 from nablanets.errors import unknown_name
 from nablanets.experiments.base import Experiment, PartResult, Picture, Sheet
 from nablanets.experiments.costs import Call, interleaved_times
-from nablanets.experiments.picture_findings import CARRYING, TIMED, against_standard, alpha_sheet, curves, verdicts
+from nablanets.experiments.images.picture_findings import (
+    CARRYING,
+    TIMED,
+    against_standard,
+    alpha_sheet,
+    curves,
+    verdicts,
+)
 from nablanets.experiments.store import RunFolder
 from nablanets.images.training import Loss, Source, Ticket, TrainResult, TrainSettings, Validate, train
 from nablanets.residual.arms import ARMS, Arm

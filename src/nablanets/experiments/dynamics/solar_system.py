@@ -10,10 +10,10 @@ from torch import nn
 from nablanets.baselines import count_parameters
 from nablanets.errors import unknown_name
 from nablanets.experiments.base import Column, Experiment, PartResult, Picture, Sheet
+from nablanets.experiments.dynamics.solar_arms import KINDS, METHODS, SolarConfig, load, train
+from nablanets.experiments.dynamics.solar_measures import measure, predict, sun_field
 from nablanets.experiments.findings import Summary, listing, lowest, sheet, summaries
 from nablanets.experiments.plots import panels
-from nablanets.experiments.solar_arms import KINDS, METHODS, SolarConfig, load, train
-from nablanets.experiments.solar_measures import measure, predict, sun_field
 from nablanets.experiments.store import RunFolder
 from nablanets.problems.ephemeris import BODIES, INNER, INVERSE_MASSES, SUN_GM
 from nablanets.training.loop import Report

@@ -17,7 +17,7 @@ from nablanets.experiments.store import RunFolder
 from nablanets.training import decibels
 
 if TYPE_CHECKING:
-    from nablanets.experiments.efficiency import EfficiencyConfig
+    from nablanets.experiments.fields.efficiency import EfficiencyConfig
 
 #: The network that every other one takes turns with when it is timed.
 REFERENCE = "gradnet-c"

@@ -8,8 +8,8 @@ from typing import NamedTuple
 from nablanets.experiments.base import Sheet
 from nablanets.experiments.comparison import compare, holm
 from nablanets.experiments.findings import listing
-from nablanets.experiments.sinusoid_arms import SinusoidConfig
-from nablanets.experiments.sinusoid_study import COMPARISON, SinusoidStudy, comparison_row, errors_of, protocol
+from nablanets.experiments.sinusoid.arms import SinusoidConfig
+from nablanets.experiments.sinusoid.study import COMPARISON, SinusoidStudy, comparison_row, errors_of, protocol
 from nablanets.experiments.store import RunFolder
 
 _LEVEL = 0.05

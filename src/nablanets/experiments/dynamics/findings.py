@@ -12,7 +12,7 @@ from scipy import stats
 from torch import Tensor, nn
 
 from nablanets.experiments.base import Picture
-from nablanets.experiments.dynamics_metrics import WINDOWS, follow
+from nablanets.experiments.dynamics.metrics import WINDOWS, follow
 from nablanets.experiments.findings import lead, lowest, summaries
 from nablanets.experiments.plots import panels
 from nablanets.experiments.store import Row

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from nablanets import datasets
 from nablanets.errors import unknown_name
 from nablanets.experiments.base import Column
-from nablanets.experiments.pictures import PictureConfig, PictureExperiment, Task
+from nablanets.experiments.images.pictures import PictureConfig, PictureExperiment, Task
 from nablanets.images.brain import TISSUES, brain_slices, slabs
 from nablanets.images.composites import Composites, CutOut, digit_cutouts, photographs, read_cutouts
 from nablanets.images.judge import mean_iou

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from nablanets.experiments.base import Sheet
 from nablanets.experiments.findings import listing
+from nablanets.experiments.images.super_resolution_arms import CARRYING, CONTROLS
 from nablanets.experiments.store import Row
-from nablanets.experiments.super_resolution_arms import CARRYING, CONTROLS
 
 #: What a gradient residual should gain over the standard skip, in dB, and by how many standard errors.
 TARGET = 0.10

@@ -7,9 +7,9 @@ import numpy as np
 from nablanets.experiments.base import Sheet
 from nablanets.experiments.comparison import Comparison, compare
 from nablanets.experiments.findings import listing
-from nablanets.experiments.sinusoid_arms import METHODS, SinusoidConfig
-from nablanets.experiments.sinusoid_nets import VARIANTS
-from nablanets.experiments.sinusoid_study import (
+from nablanets.experiments.sinusoid.arms import METHODS, SinusoidConfig
+from nablanets.experiments.sinusoid.nets import VARIANTS
+from nablanets.experiments.sinusoid.study import (
     COMPARISON,
     SinusoidStudy,
     comparison_row,

@@ -15,8 +15,8 @@ from nablanets.errors import unknown_name
 from nablanets.experiments.base import Column, Experiment, PartResult, Picture, SeedReport
 from nablanets.experiments.comparison import Comparison
 from nablanets.experiments.plots import panels
-from nablanets.experiments.sinusoid_arms import SinusoidConfig, choose, gated, train
-from nablanets.experiments.sinusoid_nets import VARIANTS
+from nablanets.experiments.sinusoid.arms import SinusoidConfig, choose, gated, train
+from nablanets.experiments.sinusoid.nets import VARIANTS
 from nablanets.experiments.store import RunFolder
 from nablanets.problems.sinusoid import Sinusoid
 from nablanets.training import error

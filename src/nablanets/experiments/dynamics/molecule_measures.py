@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from nablanets import verify
 from nablanets.dynamics import SecondOrder, integrate
-from nablanets.experiments.molecule_arms import ATOMS, MoleculeConfig
+from nablanets.experiments.dynamics.molecule_arms import ATOMS, MoleculeConfig
 from nablanets.maps import GradientMap, pair_distances
 from nablanets.problems.molecules import BOLTZMANN, MASS_UNIT, TURNS, Ethanol, Frames, Scan, turned
 from nablanets.quadrature import line_integral

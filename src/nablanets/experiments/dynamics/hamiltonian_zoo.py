@@ -12,9 +12,9 @@ from nablanets.baselines import count_parameters
 from nablanets.dynamics import System
 from nablanets.errors import unknown_name
 from nablanets.experiments.base import Column, Experiment, PartResult, Picture
-from nablanets.experiments.dynamics_arms import ZOO, Arm, DynamicsConfig, draw_orbits, train
-from nablanets.experiments.dynamics_findings import compare_group, distance_picture, orbit_picture
-from nablanets.experiments.dynamics_metrics import distance_curve, follow, gradient_db, long_run
+from nablanets.experiments.dynamics.arms import ZOO, Arm, DynamicsConfig, draw_orbits, train
+from nablanets.experiments.dynamics.findings import compare_group, distance_picture, orbit_picture
+from nablanets.experiments.dynamics.metrics import distance_curve, follow, gradient_db, long_run
 from nablanets.experiments.store import RunFolder
 from nablanets.problems.gravity import MECHANICS
 from nablanets.problems.mechanics import Mechanics

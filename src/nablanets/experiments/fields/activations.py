@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from nablanets import verify
 from nablanets.activations import ACTIVATIONS, GroupActivation
 from nablanets.baselines import MLP, AffineField, count_parameters, match_parameters, mlp_potential
-from nablanets.experiments import activation_findings as findings
-from nablanets.experiments.activation_findings import IDENTIFIED
 from nablanets.experiments.base import Column, Experiment, PartResult, Picture, Sheet
+from nablanets.experiments.fields import activation_findings as findings
+from nablanets.experiments.fields.activation_findings import IDENTIFIED
 from nablanets.experiments.selection import fit_best_rate, start_from_data
 from nablanets.experiments.store import RunFolder
 from nablanets.maps import GradientMap, GradNetC, GradNetM

@@ -9,9 +9,9 @@ import numpy as np
 from nablanets.experiments.base import Sheet
 from nablanets.experiments.comparison import compare
 from nablanets.experiments.findings import Summary
-from nablanets.experiments.sinusoid_arms import SinusoidConfig
-from nablanets.experiments.sinusoid_nets import OTHER_ACTIVATIONS, VARIANTS
-from nablanets.experiments.sinusoid_study import (
+from nablanets.experiments.sinusoid.arms import SinusoidConfig
+from nablanets.experiments.sinusoid.nets import OTHER_ACTIVATIONS, VARIANTS
+from nablanets.experiments.sinusoid.study import (
     COMPARISON,
     SinusoidStudy,
     comparison_row,

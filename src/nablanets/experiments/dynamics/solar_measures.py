@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from nablanets.dynamics import SecondOrder, integrate
 from nablanets.errors import ConvergenceError
-from nablanets.experiments.solar_arms import Data, all_bodies, one_body
+from nablanets.experiments.dynamics.solar_arms import Data, all_bodies, one_body
 from nablanets.maps import CoordinatePullback, PairAcceleration, distances_from
 from nablanets.problems.ephemeris import BODIES, INNER, INVERSE_MASSES, KILOMETRES, SUN_GM, Ephemeris
 

@@ -11,10 +11,10 @@ from matplotlib import colormaps
 from nablanets.baselines import count_parameters
 from nablanets.errors import unknown_name
 from nablanets.experiments.base import Column, Experiment, PartResult, Picture, Sheet
+from nablanets.experiments.dynamics.molecule_arms import METHODS, OURS, MoleculeConfig, train
+from nablanets.experiments.dynamics.molecule_measures import measure, molecular_dynamics
+from nablanets.experiments.dynamics.molecule_measures import scan_energies as energies_along
 from nablanets.experiments.findings import Summary, listing, lowest, sheet, summaries
-from nablanets.experiments.molecule_arms import METHODS, OURS, MoleculeConfig, train
-from nablanets.experiments.molecule_measures import measure, molecular_dynamics
-from nablanets.experiments.molecule_measures import scan_energies as energies_along
 from nablanets.experiments.plots import panels
 from nablanets.experiments.store import RunFolder
 from nablanets.problems.molecules import load_ethanol

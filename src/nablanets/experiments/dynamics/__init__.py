@@ -1,0 +1,1 @@
+"""Studies of dynamics and forces: Hamiltonian systems, planets, a molecule."""

@@ -1,0 +1,1 @@
+"""Studies of gradient fields: how well and at what cost networks learn them."""

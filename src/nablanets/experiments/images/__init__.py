@@ -1,0 +1,1 @@
+"""Studies on pictures: super-resolution, classification, segmentation."""

@@ -1,0 +1,1 @@
+"""The sinusoid studies of "Gradient Residual Connections"."""
