@@ -54,13 +54,13 @@ class SinusoidConfig:
     noise: float = 0.1
     validation_samples: int = 500
     test_points: int = 2000
-    steps: int = 4000
+    steps: int = 3000
     batch_size: int = 50
     warmup: float = 0.05
     equal_compute: bool = False
     rates: tuple[float, ...] = (3e-4, 1e-3, 5e-3)
     alphas: tuple[float, ...] = (0.0, 3.0)
-    trial_steps: int = 1500
+    trial_steps: int = 1200
     trial_seeds: int = 3
     slots: int = 32
 
