@@ -246,7 +246,14 @@ def test_ctrl_c_keeps_finished_parts_and_says_how_to_go_on(tmp_path):
     command = [sys.executable, "-m", "nablanets", "run", "field2d-convex", "--seeds", "1", "--out", str(folder)]
     command += ["--set", "steps=300", "--set", "samples=2000", "--set", "lm_iterations=30"]
     environment = {**os.environ, "COLUMNS": "200", "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509 (jobs in the background ignore it)
+    )
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not list(Path(folder).glob("models/*.safetensors")):
         time.sleep(0.05)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import wait
 from typing import Any, NamedTuple
 
 import torch
@@ -35,7 +38,7 @@ def train_arms(
     Arms come in their order. Only models are written by the processes, so that a part is still either whole or absent.
     """
     context = get_context("spawn")
-    with ProcessPoolExecutor(jobs, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with ProcessPoolExecutor(jobs, context, initializer=begin_process) as pool:
         futures = [pool.submit(_train, experiment, config, arm, seeds, run) for arm, seeds in missing.items()]
         try:
             for future in futures:
@@ -43,6 +46,18 @@ def train_arms(
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def begin_process() -> None:
+    """One thread for arithmetic; and an end with the parent process, also where that is killed."""
+    torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    if parent := parent_process():
+        wait([parent.sentinel])
+        os._exit(1)
 
 
 def _train(experiment: Experiment[Any], config: Any, arm: str, seeds: Sequence[int], run: RunFolder) -> TrainedArm:

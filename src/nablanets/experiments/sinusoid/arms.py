@@ -58,7 +58,7 @@ class SinusoidConfig:
     batch_size: int = 50
     warmup: float = 0.05
     equal_compute: bool = False
-    rates: tuple[float, ...] = (3e-4, 1e-3, 5e-3)
+    rates: tuple[float, ...] = (5e-4, 1e-3, 2e-3, 4e-3)
     alphas: tuple[float, ...] = (0.0, 3.0)
     trial_steps: int = 1200
     trial_seeds: int = 3
