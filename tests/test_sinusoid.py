@@ -317,7 +317,7 @@ def test_ablations_say_what_helps():
     assert {name for c in CHANGES for name in (c.before, c.after)} <= set(VARIANTS)
 
 
-def test_the_search_judges_the_variant_that_was_chosen_elsewhere():
+def test_the_search_judges_by_test_error_what_validation_chose():
     rng = np.random.default_rng(0)
     base = list(rng.uniform(0.2, 0.3, 10))
     choosing = {"standard": base, "damped": _times(base, 1.1), "gradient": _times(base, 0.9), "gradient-full": base}
@@ -327,13 +327,13 @@ def test_the_search_judges_the_variant_that_was_chosen_elsewhere():
         "gradient": _times(base, 0.8),
         "gradient-full": _times(base, 0.4),
     }
-    texts = verdict((12, 16), choosing, judging)
+    texts = verdict(16, choosing, judging)
     assert "the variant of choice is gradient and the control standard" in texts[0]
     assert "0.40 times, at most half" in texts[0]
     assert "0.80 times, more than half" in texts[1]
-    assert texts[2] == "At most half of the best control at d = 16: gradient-full."
+    assert texts[2] == "d = 16: at most half of the best control: gradient-full."
     judging["gradient-full"] = _times(base, 0.6)
-    assert "None of the 2 variants tried" in verdict((12, 16), choosing, judging)[2]
+    assert "none of the 2 variants tried" in verdict(16, choosing, judging)[2]
 
 
 @pytest.mark.parametrize("name", ["sinusoid-ablation", "sinusoid-search"])
@@ -345,7 +345,7 @@ def test_the_other_studies_run_and_write_their_pages(name, tmp_path):
     page = (run.path / "report.html").read_text(encoding="utf-8")
     for text in experiment.conclusions(config, run):
         assert text.split(":")[0] in page
-    (sheet,) = experiment.sheets(config, run)
+    sheet, *more = experiment.sheets(config, run)
     errors = {m: np.mean([r.metrics["test_mse"] for r in run.rows() if r.arm == f"{m}-4"]) for m in methods}
     if name == "sinusoid-ablation":
         row = next(r for r in sheet.rows if r[3] == "alpha-high")
@@ -353,6 +353,9 @@ def test_the_other_studies_run_and_write_their_pages(name, tmp_path):
     else:
         assert sheet.rows[0][1] == f"{errors['gradient-full'] / errors['standard']:.3f}"
         assert "gradient-full" in experiment.conclusions(config, run)[0]
+        (over_training,) = more
+        held = np.mean([r.metrics["validation_mse"] for r in run.rows() if r.arm == "standard-4"])
+        assert over_training.rows[0] == ["standard", *over_training.rows[0][1:-1], f"{held - 0.01:.4f}"]
 
 
 def test_the_sinusoid_and_its_noise():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
-from functools import lru_cache
+from functools import lru_cache, reduce
 
 import torch
 from torch import Tensor
@@ -79,9 +79,6 @@ def _along(x: Tensor, dim: int, scale: Fraction) -> Tensor:
     index, weight = contributions(x.shape[dim], scale)
     values = x if x.is_floating_point() else x.float()
     shape = (-1, *[1] * (-1 - dim))
-    total: Tensor | None = None
-    for i, w in zip(index.T.to(x.device), weight.T.to(values), strict=True):
-        term = values.index_select(dim, i).mul_(w.reshape(shape))
-        total = term if total is None else total.add_(term)
-    assert total is not None
+    pairs = zip(index.T.to(x.device), weight.T.to(values), strict=True)
+    total = reduce(Tensor.add_, (values.index_select(dim, i).mul_(w.reshape(shape)) for i, w in pairs))
     return total if x.is_floating_point() else total.round_().clamp_(0, 255).to(x.dtype)

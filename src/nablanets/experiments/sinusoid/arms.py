@@ -61,7 +61,7 @@ class SinusoidConfig:
     rates: tuple[float, ...] = (5e-4, 1e-3, 2e-3, 4e-3)
     alphas: tuple[float, ...] = (0.0, 3.0)
     trial_steps: int = 1200
-    trial_seeds: int = 3
+    trial_seeds: int = 2
     slots: int = 32
 
     def arms(self) -> dict[str, tuple[str, int]]:

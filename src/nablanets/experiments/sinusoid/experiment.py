@@ -11,6 +11,7 @@ from nablanets.experiments.sinusoid.arms import METHODS, SinusoidConfig
 from nablanets.experiments.sinusoid.nets import VARIANTS
 from nablanets.experiments.sinusoid.study import (
     COMPARISON,
+    SHARES,
     SinusoidStudy,
     comparison_row,
     convergence,
@@ -25,7 +26,6 @@ from nablanets.experiments.store import RunFolder
 CONTROLS = ("standard", "no-skip", "scalar", "damped", "random")
 CARRYING = tuple(method for method in METHODS if VARIANTS[method].carries)
 _LEVEL, _CLAIM = 0.05, 0.01
-_SHARES = (0.1, 0.25, 0.5, 0.75, 1.0)
 
 
 class SinusoidExperiment(SinusoidStudy):
@@ -65,11 +65,11 @@ class SinusoidExperiment(SinusoidStudy):
         rows = [comparison_row(f"{method}-{d}", c) for d, each in found.items() for method, c in each.items()]
         sheets = [Sheet("Test MSE against the standard skip, seed by seed", ("arm", *COMPARISON), rows)] if rows else []
         for d in config.frequencies:
-            later = [against_standard(errors_after(run, config, d, share)) for share in _SHARES]
+            later = [against_standard(errors_after(run, config, d, share)) for share in SHARES]
             lines = [[m, *(f"{each[m].ratio:.2f} ({each[m].p_t:.1g})" for each in later)] for m in later[-1]]
             title = f"d = {d}: validation MSE relative to the standard skip as training goes on (p, paired t-test)"
             if lines:
-                heads = [f"{epochs_at(config, share):.0f} epochs" for share in _SHARES]
+                heads = [f"{epochs_at(config, share):.0f} epochs" for share in SHARES]
                 sheets.append(Sheet(title, ("arm", *heads), lines))
         return sheets
 
@@ -96,7 +96,7 @@ class SinusoidExperiment(SinusoidStudy):
 
     def _claim(self, config: SinusoidConfig, run: RunFolder, d: int) -> list[str]:
         """The paper's comparison, gradient residual against standard skip, at several budgets and both starts."""
-        later = {share: errors_after(run, config, d, share) for share in _SHARES}
+        later = {share: errors_after(run, config, d, share) for share in SHARES}
         texts = []
         for kind, start in (("", "the networks of this study"), ("-torch", "ReLU and PyTorch's initial weights")):
             pair = f"standard{kind}", f"gradient{kind}"

@@ -24,6 +24,8 @@ from nablanets.training.loop import Report
 
 #: The head of a sheet of comparisons; see :func:`comparison_row`.
 COMPARISON = ("ratio of means", "of medians", "difference [95 %]", "effect d_z", "p (t)", "p (Wilcoxon)")
+#: Of a run, where errors during training are reported.
+SHARES = (0.1, 0.25, 0.5, 0.75, 1.0)
 
 
 class SinusoidStudy(Experiment[SinusoidConfig]):
