@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -49,7 +50,7 @@ def conv(module: _ConvNd, x: Tensor, how: Sweep) -> tuple[Tensor, Pull]:
             # The same for every sample and position: the outputs of a group are summed first.
             kernel = (c.reshape(-1, *[1] * (n + 1)) * weight).reshape(groups, -1, *weight.shape[1:]).sum(dim=1)
             g = _spread(kernel.flatten(0, 1), y.shape[-n:], padded, module.stride, padding, module.dilation)
-            return g if direct else _unpadded(g, x.shape[-n:], pads, module.padding_mode)
+            return _laid_out(g if direct else _unpadded(g, x.shape[-n:], pads, module.padding_mode), x)
         if c.shape != y.shape[-c.ndim :]:
             c = c.expand(y.shape)
         g = _transposed(c, weight, padded, module.stride, padding, module.dilation, groups)
@@ -63,11 +64,38 @@ def _spread(
 ) -> Tensor:
     """The transposed convolution of ones: for each position the sum of the taps (channels, *k) that hit it."""
     for i, length in enumerate(size):
-        taps = torch.arange(kernel.shape[1], device=kernel.device).unsqueeze(1)
-        reach = torch.arange(length, device=kernel.device) + padding[i] - taps * dilation[i]
-        hits = (reach >= 0) & (reach < outputs[i] * stride[i]) & (reach % stride[i] == 0)
-        kernel = torch.tensordot(kernel, hits.to(kernel.dtype), dims=([1], [0]))
+        taps = _taps(
+            kernel.shape[1], length, outputs[i], stride[i], padding[i], dilation[i], kernel.dtype, kernel.device
+        )
+        kernel = torch.tensordot(kernel, taps, dims=([1], [0]))
     return kernel
+
+
+def _taps(taps: int, length: int, outputs: int, stride: int, padding: int, dilation: int, *kind: Any) -> Tensor:
+    """(taps, positions): 1 where a tap hits a position."""
+    make = _hits if torch.compiler.is_compiling() else _kept_hits
+    return make(taps, length, outputs, stride, padding, dilation, *kind)
+
+
+def _hits(
+    taps: int, length: int, outputs: int, stride: int, padding: int, dilation: int, dtype: torch.dtype, device: Any
+) -> Tensor:
+    reach = torch.arange(length).unsqueeze(0) + padding - torch.arange(taps).unsqueeze(1) * dilation
+    return ((reach >= 0) & (reach < outputs * stride) & (reach % stride == 0)).to(device, dtype)
+
+
+@lru_cache(maxsize=256)
+def _kept_hits(*arguments: Any) -> Tensor:
+    with torch.inference_mode(mode=False):
+        return _hits(*arguments)
+
+
+def _laid_out(g: Tensor, x: Tensor) -> Tensor:
+    """g (channels, *positions), the channels innermost where they are in x: what combines both is slow otherwise."""
+    channels = -g.ndim
+    if x.ndim < g.ndim or x.shape[channels] == 1 or x.stride(channels) != 1:
+        return g
+    return g.movedim(0, -1).contiguous().movedim(-1, 0)
 
 
 def _transposed(
@@ -75,13 +103,6 @@ def _transposed(
 ) -> Tensor:
     """The transposed convolution of c onto a grid of the given size."""
     n = len(size)
-    if not torch.is_grad_enabled():  # the kernel that back-propagation uses; faster, but slow to differentiate again
-        batch = c if c.ndim == n + 2 else c.unsqueeze(0)
-        like = c.new_zeros(()).expand(batch.shape[0], groups * weight.shape[1], *size)
-        mask = [True, False, False]
-        arguments = (list(stride), padding, list(dilation), False, [0] * n, groups, mask)
-        g = torch.ops.aten.convolution_backward(batch, like, weight, None, *arguments)[0]
-        return g if c.ndim == n + 2 else g.squeeze(0)
     rest = [
         s - ((c.shape[i - n] - 1) * stride[i] - 2 * padding[i] + dilation[i] * (weight.shape[i + 2] - 1) + 1)
         for i, s in enumerate(size)
