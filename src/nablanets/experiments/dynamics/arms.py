@@ -43,12 +43,12 @@ class DynamicsConfig:
     validation_fraction: float = 0.08
     noise: float = 5e-2
     parameters: int = 2000
-    structured_parameters: int = 150
+    structured_parameters: int = 130
     radial_parameters: int = 50
     steps: int = 1500
     batch_size: int = 500
     rates: tuple[float, ...] = (1e-2, 3e-2)
-    lm_steps: int = 100
+    lm_steps: int = 200
     lm_starts: int = 4
     lm_samples: int = 500
     followed: int = 100

@@ -60,7 +60,7 @@ class SuperResolutionExperiment(Experiment[SuperResolutionConfig]):
             batch_size=8,
             patch=24,
             rates=(1e-3, 3e-3),
-            alphas=(0.0,),
+            alphas=(-3.0, 0.0),
             trial_epochs=0.1,
             ema=0.99,
             validate_every=100,
