@@ -81,7 +81,8 @@ def framed_root(matrix: Tensor, rows: int, groups: int = 1) -> Tensor:
     if groups > 1:
         draw = draw - draw.mean(dim=1, keepdim=True)
     frame = torch.linalg.qr(draw.flatten(0, 1)).Q.to(matrix.device)
-    return (frame * values[-kept:].clamp(min=0).sqrt()) @ vectors[:, -kept:].mT
+    lowest = len(values) - kept
+    return (frame * values[lowest:].clamp(min=0).sqrt()) @ vectors[:, lowest:].mT
 
 
 def spread_cascade(net: GradNetC, weight: Tensor, x: Tensor) -> None:

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import torch
 from torch import Tensor
 
 from nablanets.errors import InvalidInputError
 from nablanets.maps import GradNetC, GradNetM
 from nablanets.maps.ridge import RidgeCascade
-from nablanets.training.affine import centre_error, framed_root, set_linear_term, spread_cascade, spread_modules
+from nablanets.training.affine import (
+    centre_error,
+    framed_root,
+    initialise_affine,
+    set_linear_term,
+    spread_cascade,
+    spread_modules,
+)
 from nablanets.training.batches import check_samples
+from nablanets.training.objective import error
 from nablanets.training.pursuit import Ridges, pursue_ridges
 
 # Share of the affine rest that units without a ridge take where a linear term could take all, so that they can learn.
@@ -31,12 +41,14 @@ def initialise_ridges(
     GradNet-C: each ridge function of :func:`pursue_ridges` goes to a unit, whose cascade is fitted to the profile.
     GradNet-M with softmax: each direction goes to a pair of units +w and -w, whose share of the module is a hyperbolic
     sine in w . x and bends as the tails of a maximum do. The affine rest goes to the linear term, or, in monotone
-    networks without one, to the other units.
+    networks without one, to the other units. Where all that is no better than the affine map alone (profiles that
+    the units cannot have, too few units), the network starts as that, see :func:`initialise_affine`.
 
     Args:
         net: a fresh network, changed in place: monotone, or a GradNetC with a linear term.
         x, g: samples, (n, d). Random choices are drawn from torch's random state.
-        directions: looked for at once; d / 4 if not given, but at most 64.
+        directions: looked for at once; d / 4 if not given, but at most 64. In GradNetM without a linear term each takes
+            a unit that the affine rest may need, so there are fewer by default where units are scarce.
         rounds: how often (GradNetC); 4 if not given, or 1 where all units are needed for the affine rest.
 
     Raises:
@@ -58,12 +70,27 @@ def initialise_ridges(
             f"affine part of a field; got {type(net).__name__} with monotone={net.monotone} and "
             f"linear={net.linear is not None}. Build it with linear=True, or use initialise_affine."
         )
-    directions = min(net.features, 64, max(2, net.features // 4)) if directions is None else directions
+    directions = _default_directions(net) if directions is None else directions
+    fresh = deepcopy(net.state_dict())
     if isinstance(net, GradNetC):
         _start_cascade(net, x, g, directions, rounds)
     else:
         _start_modules(net, x, g, directions)
     centre_error(net, x, g)
+    ridges, reached = deepcopy(net.state_dict()), error(net, x, g)
+    net.load_state_dict(fresh)
+    initialise_affine(net, x, g)
+    if reached < error(net, x, g):
+        net.load_state_dict(ridges)
+
+
+def _default_directions(net: GradNetC | GradNetM) -> int:
+    most = min(net.features, 64, max(2, net.features // 4))
+    if isinstance(net, GradNetC) or net.linear is not None:
+        return most
+    modules, units = net.weight.shape[:2]
+    spare = modules * (units - 1) - net.features  # softmax passes on one dimension less than it has units
+    return max(modules, min(most, spare))
 
 
 def _start_cascade(net: GradNetC, x: Tensor, g: Tensor, directions: int, rounds: int | None) -> None:
