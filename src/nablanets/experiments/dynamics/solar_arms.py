@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple, cast
 
@@ -38,12 +38,11 @@ from nablanets.training.batches import Samples
 from nablanets.training.settings import HistoryRow
 
 METHODS = ("n-body", "radial", "gradnet-3d", "mlp-potential-3d", "mlp-3d", "kepler", "newton")
-#: Coordinates that a radial law may be a function of; validation after a quarter of the steps decides.
+#: Coordinates that a radial law may be a function of; validation decides between whole fits.
 KINDS = ("distance", "log", "inverse")
 START, FIRST, LAST = 1990.0, 1900.0, 2050.0
 #: Masses to start from, in solar masses.
 _MASS = 1e-5
-_NEXT_START = 1000
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,6 @@ class SolarConfig:
         hidden_features: units of a radial law.
         field_features: width of the MLP on positions, which the other fields on positions match in parameters.
         steps: iterations of Levenberg-Marquardt.
-        starts: fits from so many initial weights, of which the least validation error decides.
         years: of prediction, from 1990 on.
     """
 
@@ -67,7 +65,6 @@ class SolarConfig:
     hidden_features: int = 8
     field_features: int = 12
     steps: int = 200
-    starts: int = 2
     years: int = 60
 
 
@@ -181,13 +178,9 @@ def _fit_best(
     size: Tensor,
     seed: int,
 ) -> Fitted:
-    """The best start of the kind that has the least validation error after a quarter of the steps."""
-    short = replace(config, steps=max(1, config.steps // 4))
-    trials = [_fit(short, kind, start, samples, held_out, size, seed) for kind, start in starts.items()]
-    kind = min(trials, key=_error).kind
-    seeds = [seed + _NEXT_START * k for k in range(config.starts)]
-    fits = [_fit(config, kind, starts[kind], samples, held_out, size, each) for each in seeds]
-    return min(fits, key=_error)._replace(seconds=sum(fitted.seconds for fitted in (*trials, *fits)))
+    """The fit of the kind that ends with the least validation error."""
+    fits = [_fit(config, kind, start, samples, held_out, size, seed) for kind, start in starts.items()]
+    return min(fits, key=_error)._replace(seconds=sum(fitted.seconds for fitted in fits))
 
 
 def _error(fitted: Fitted) -> float:
@@ -233,9 +226,7 @@ def _many_body(config: SolarConfig, method: str, data: Data, seed: int) -> Fitte
     """One law for all pairs of the nine bodies, and their masses; the law is free, or Newton's."""
     samples, held_out = all_bodies(data.train), all_bodies(data.validation)
     size = samples[1].unflatten(-1, (len(BODIES), 3)).square().sum(dim=-1).mean(dim=0).sqrt().repeat_interleave(3)
-    free = method == "n-body"
-    kinds = KINDS if free else ("inverse",)
-    config = config if free else replace(config, starts=1)  # nothing random to start from
+    kinds = KINDS if method == "n-body" else ("inverse",)
     starts = {kind: partial(_pairs, config, method, kind, samples) for kind in kinds}
     return _fit_best(config, starts, samples, held_out, size, seed)
 

@@ -48,7 +48,6 @@ class SolarSystemExperiment(Experiment[SolarConfig]):
             methods=("radial", "mlp-3d", "kepler", "newton"),
             source="sample",
             steps=60,
-            starts=1,
             years=4,
             hidden_features=6,
         ),
@@ -84,12 +83,12 @@ class SolarSystemExperiment(Experiment[SolarConfig]):
             "all pairs times both masses, with opposite forces; learned are the law (a gradient map of one variable, free "
             "in form) and eight masses relative to the Sun, from 1e-5 each. radial: the four inner planets' accelerations "
             "relative to the Sun point along the radius and depend on it only; the law is learned, perturbations are "
-            "ignored. For both the law may be a function of r, log r or 1/r; validation after a quarter of the steps decides (in the last of these "
+            "ignored. For both the law may be a function of r, log r or 1/r; validation decides between whole fits (in the last of these "
             "Newton's law is a constant, so that choice matters). gradnet-3d and mlp-potential-3d: gradients of unknown "
             "potentials of three coordinates; mlp-3d: any field of them; all three learn the four inner planets' relative "
             "accelerations. kepler: -GM x / r^3 with GM by least squares; newton: the law of attraction between nine "
             "bodies is known and nine constants are fitted. These two know what the others are to find.",
-            f"All networks are fitted by Levenberg-Marquardt in float64, the best of {config.starts} starts by validation error, "
+            "All networks are fitted by Levenberg-Marquardt in float64 from one start, "
             f"{config.steps} iterations at most; the networks on positions have at most the parameters of an MLP of width "
             f"{config.field_features}.",
             "GM error: the mean of r^2 |f| over where the inner planets are from 1990 on, against the "
