@@ -118,7 +118,8 @@ def convergence(run: RunFolder, config: SinusoidConfig, d: int) -> list[str]:
         ]
     return [
         f"d = {d}: not converged, in that the validation error fell by more than a tenth in the second half of training (in "
-        f"brackets: end over middle): {', '.join(moving)}. For these, what is said holds at this budget."
+        f"brackets: end over middle): {', '.join(moving)}. Some of that is the rate, which falls to zero. For these, what is "
+        "said holds at this budget."
     ]
 
 
