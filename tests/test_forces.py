@@ -121,8 +121,7 @@ def test_molecular_dynamics_of_springs_has_the_temperature_it_starts_with():
 @pytest.fixture(scope="module")
 def molecule_run(tmp_path_factory):
     experiment = find_experiment("molecule")
-    changes = {"steps": 150, "hidden_features": 48, "test_frames": 60, "picoseconds": 0.02, "random_features": 150}
-    config = replace(experiment.preset("quick"), **changes)
+    config = experiment.preset("quick")
     return (
         experiment,
         config,
@@ -158,7 +157,7 @@ def test_conclusions_about_the_molecule_follow_from_the_numbers(molecule_run):
 @pytest.fixture(scope="module")
 def solar_run(tmp_path_factory):
     experiment = find_experiment("solar-system")
-    config = replace(experiment.preset("quick"), steps=40, years=1)
+    config = experiment.preset("quick")
     return (
         experiment,
         config,
@@ -175,7 +174,8 @@ def test_gm_is_recovered_without_the_law(solar_run):
     assert metrics["newton"]["gm_error"] < 1e-6
     assert abs(metrics["newton"]["mass_jupiter"]) < 1e-5
     assert abs(metrics["newton"]["mass_earth"]) < 1e-3
-    assert metrics["newton"]["position"] < metrics["radial"]["position"] < 100 < metrics["mlp-3d"]["position"]
+    assert metrics["newton"]["position"] < metrics["radial"]["position"] < 100
+    assert metrics["mlp-3d"].get("position", float("inf")) > 1000  # no position: a planet left
 
 
 def test_conclusions_about_the_planets_follow_from_the_numbers(solar_run):
