@@ -163,9 +163,10 @@ def protocol(config: SinusoidConfig) -> list[str]:
 
 
 def _curves(config: SinusoidConfig, run: RunFolder, frequencies: Sequence[int]) -> Picture:
-    figure, axes = panels(1, len(frequencies), width=5, height=4.5)
     histories = run.histories()
     names = list(dict.fromkeys(method for method, _ in config.arms().values()))
+    crowded = len(names) > 20
+    figure, axes = panels(1, len(frequencies), width=9 if crowded else 5, height=4.5)
     for ax, d in zip(axes, frequencies, strict=True):
         for method in methods_at(config, d):
             curves = [rows for (arm, _), rows in histories.items() if arm == f"{method}-{d}"]
@@ -175,12 +176,15 @@ def _curves(config: SinusoidConfig, run: RunFolder, frequencies: Sequence[int]) 
             level, half = _band(np.log10([[row.validation_error for row in rows] for rows in curves]))
             color = colormaps["tab20"](names.index(method) % 20)
             ax.plot(epochs, 10**level, label=method, color=color, linestyle="-" if names.index(method) < 20 else ":")
-            ax.fill_between(epochs, 10 ** (level - half), 10 ** (level + half), color=color, alpha=0.12, linewidth=0)
+            if not crowded:
+                ax.fill_between(
+                    epochs, 10 ** (level - half), 10 ** (level + half), color=color, alpha=0.12, linewidth=0
+                )
         ax.set(title=f"d = {d}", xlabel="epochs", ylabel="validation MSE", yscale="log")
         ax.grid(alpha=0.3)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", fontsize="small")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", fontsize="small", ncols=1 + crowded)
     caption = (
-        "Validation MSE by epoch: geometric mean over seeds, with the band of 95 % confidence for it. The noise "
+        f"Validation MSE by epoch: geometric mean over seeds{'' if crowded else ', with the band of 95 % confidence for it'}. The noise "
         f"of the validation targets alone is {config.noise**2:.2g}."
     )
     return Picture("learning-curves", caption, figure)
