@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import weakref
 
 import pytest
 import torch
@@ -17,7 +18,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from nablanets import ElementwiseActivation, GradientResidual
 from nablanets.activations import ACTIVATIONS, make_activation
 from nablanets.residual.elementwise import SLOPES
-from nablanets.residual.skip import GradientSkip
 from tests.residual_models import GatedMLP
 
 DTYPE = torch.float64
@@ -246,11 +246,11 @@ def test_learned_probe_under_stop_gradient_learns_alone():
     layer = GradientResidual(block, probe="learned", skip="pure", normalize="none").double()
     nn.init.normal_(layer.probe)
     x, w = torch.randn(3, 4, dtype=DTYPE), torch.randn(3, 4, dtype=DTYPE)
-    carried = GradientSkip.forward(layer, block, x)[1]
-    (carried * w).sum().backward()
+    (layer(x) * w).sum().backward()
     jacobian = torch.func.vmap(torch.func.jacrev(block))(x)
     assert_close(layer.probe.grad, torch.einsum("noi,ni->o", jacobian, w))
-    assert all(p.grad is None for p in block.parameters())
+    without = torch.autograd.grad((block(x) * w).sum(), block.parameters())
+    assert_close([p.grad for p in block.parameters()], list(without))
 
 
 @pytest.mark.parametrize("activation", [a for a in PAIRS if a is not nn.Mish])
@@ -292,6 +292,57 @@ def test_constant_part_of_a_convolution_is_not_computed_per_sample_or_channel():
     with ours, torch.no_grad():
         layer(x)
     assert ours.get_total_flops() / plain.get_total_flops() == pytest.approx(1.5, abs=0.06)
+
+
+def scaled_norms(groups, channels):
+    """Norms with a constant scale behind convolutions, once with fewer weights than outputs and once with more."""
+    first = nn.Conv2d(4, channels, 3, padding=1, groups=groups)
+    second = nn.Conv2d(channels, 4, 3, padding=1, groups=groups)
+    block = nn.Sequential(first, nn.BatchNorm2d(channels), nn.Tanh(), second, nn.BatchNorm2d(4)).double()
+    for norm in (block[1], block[4]):
+        for values in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
+            nn.init.uniform_(values, 0.5, 2.0)
+    return block
+
+
+@pytest.mark.parametrize("stop_gradient", [True, False])
+@pytest.mark.parametrize(("groups", "size"), [(1, 9), (2, 9), (1, 2), (2, 2)])
+def test_scales_of_norms_are_taken_over_by_convolutions(groups, size, stop_gradient):
+    x = torch.randn(3, 4, size, size, dtype=DTYPE)
+    check(scaled_norms(groups, 6).eval(), x, stop_gradient=stop_gradient)
+
+
+def test_a_scale_stays_where_others_read_what_it_scales():
+    class Forked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm, self.out = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1)
+            nn.init.uniform_(self.norm.running_var, 0.5, 2.0)
+
+        def forward(self, x):
+            u = self.conv(x)
+            return self.out(torch.tanh(self.norm(u)) + torch.sigmoid(u))
+
+    check(Forked().eval(), torch.randn(2, 4, 9, 9, dtype=DTYPE), stop_gradient=False)
+
+
+def test_inference_frees_what_no_slope_needs():
+    """Beside a layer's own input and output only what the slope reads is kept until the reverse sweep."""
+    torch.manual_seed(0)
+    seen, most = [], 0
+
+    def watch(module, arguments, output):
+        nonlocal most
+        seen.append(weakref.ref(output))
+        most = max(most, sum(each() is not None for each in seen))
+
+    layers = [nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)]
+    layer = GradientResidual(nn.Sequential(*layers)).eval()
+    for module in layers:
+        module.register_forward_hook(watch)
+    with torch.no_grad():
+        layer(torch.randn(2, 4, 5, 5))
+    assert most == 3
 
 
 def test_wrong_rules_would_be_seen(monkeypatch):

@@ -15,7 +15,8 @@ from torch.utils.checkpoint import checkpoint
 from nablanets import GradientResidual
 from nablanets.errors import InvalidInputError, NablaError, ShapeError, UnknownNameError
 from nablanets.residual import ConstantSumError
-from nablanets.residual.skip import SKIPS, unit
+from nablanets.residual.mixing import unit
+from nablanets.residual.skip import SKIPS
 from tests.residual_models import UnreadableNorm
 
 

@@ -53,7 +53,7 @@ def residual_statistics(model: nn.Module, *inputs: Any, distance: float = 0.01, 
 
     def watch(name: str, skip: GradientSkip) -> Callable[..., None]:
         def hook(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
-            root, x = (skip.block, *arguments) if isinstance(skip, GradientResidual) else arguments
+            root, x = (skip.block, *arguments) if isinstance(skip, GradientResidual) else arguments[:2]
             seen.append(
                 (name.removesuffix(".gradient_residual"), skip, lambda t: GradientSkip.gradient(skip, root, t), x)
             )

@@ -14,73 +14,76 @@ from nablanets.activations.base import ElementwiseActivation
 from nablanets.residual.sweep import Pull, Sweep, call
 
 _aten = torch.ops.aten
-#: (c, u, y, **arguments) -> c s'(u), with y = s(u); c broadcasts against u.
+#: (c, t, **arguments) -> c s'(u), where t is the output s(u) for :data:`_OF_OUTPUT` and u for others; c broadcasts.
 Slope = Callable[..., Tensor]
 
 
-def _relu(c: Tensor, u: Tensor, y: Tensor) -> Tensor:
-    return _aten.threshold_backward(c, y, 0)
+# Slopes that are piecewise constant take what they depend on detached: autograd would make zeros for it, and add them.
 
 
-def _leaky_relu(c: Tensor, u: Tensor, y: Tensor, negative_slope: float = 0.01) -> Tensor:
-    return _aten.leaky_relu_backward(c, u, negative_slope, False)
+def _relu(c: Tensor, y: Tensor) -> Tensor:
+    return _aten.threshold_backward(c, y.detach(), 0)
 
 
-def _elu(c: Tensor, u: Tensor, y: Tensor, alpha: float = 1.0) -> Tensor:
+def _leaky_relu(c: Tensor, u: Tensor, negative_slope: float = 0.01) -> Tensor:
+    return _aten.leaky_relu_backward(c, u.detach(), negative_slope, False)
+
+
+def _elu(c: Tensor, u: Tensor, alpha: float = 1.0) -> Tensor:
     return _aten.elu_backward(c, alpha, 1.0, 1.0, False, u)
 
 
-def _gelu(c: Tensor, u: Tensor, y: Tensor, approximate: str = "none") -> Tensor:
+def _gelu(c: Tensor, u: Tensor, approximate: str = "none") -> Tensor:
     return _aten.gelu_backward(c.expand(u.shape).contiguous(), u, approximate=approximate)  # oneDNN does not broadcast
 
 
-def _silu(c: Tensor, u: Tensor, y: Tensor) -> Tensor:
+def _silu(c: Tensor, u: Tensor) -> Tensor:
     if not torch.is_grad_enabled():
         return _aten.silu_backward(c, u)
     sigmoid = torch.sigmoid(u)  # the fused operation has no derivative of its own
     return c * sigmoid * (1 + u * (1 - sigmoid))
 
 
-def _mish(c: Tensor, u: Tensor, y: Tensor) -> Tensor:
+def _mish(c: Tensor, u: Tensor) -> Tensor:
     if not torch.is_grad_enabled():
         return _aten.mish_backward(c, u)
     t = torch.tanh(F.softplus(u))
     return c * (t + u * torch.sigmoid(u) * (1 - t * t))
 
 
-def _softplus(c: Tensor, u: Tensor, y: Tensor, beta: float = 1.0, threshold: float = 20.0) -> Tensor:
+def _softplus(c: Tensor, u: Tensor, beta: float = 1.0, threshold: float = 20.0) -> Tensor:
     return _aten.softplus_backward(c, u, beta, threshold)
 
 
-def _hardtanh(c: Tensor, u: Tensor, y: Tensor, min_val: float = -1.0, max_val: float = 1.0) -> Tensor:
-    return _aten.hardtanh_backward(c, u, min_val, max_val)
+def _hardtanh(c: Tensor, u: Tensor, min_val: float = -1.0, max_val: float = 1.0) -> Tensor:
+    return _aten.hardtanh_backward(c, u.detach(), min_val, max_val)
 
 
-def _hardswish(c: Tensor, u: Tensor, y: Tensor) -> Tensor:
+def _hardswish(c: Tensor, u: Tensor) -> Tensor:
     return _aten.hardswish_backward(c, u)
 
 
-def _tanh(c: Tensor, u: Tensor, y: Tensor) -> Tensor:
+def _tanh(c: Tensor, y: Tensor) -> Tensor:
     return _aten.tanh_backward(c, y)
 
 
-def _sigmoid(c: Tensor, u: Tensor, y: Tensor) -> Tensor:
+def _sigmoid(c: Tensor, y: Tensor) -> Tensor:
     return _aten.sigmoid_backward(c, y)
 
 
-def _relu6(c: Tensor, u: Tensor, y: Tensor) -> Tensor:
-    return _hardtanh(c, u, y, 0.0, 6.0)
+def _relu6(c: Tensor, u: Tensor) -> Tensor:
+    return _hardtanh(c, u, 0.0, 6.0)
 
 
-def _sin(c: Tensor, u: Tensor, y: Tensor) -> Tensor:
+def _sin(c: Tensor, u: Tensor) -> Tensor:
     return c * torch.cos(u)
 
 
-def _cos(c: Tensor, u: Tensor, y: Tensor) -> Tensor:
+def _cos(c: Tensor, u: Tensor) -> Tensor:
     return -c * torch.sin(u)
 
 
-def _neg(c: Tensor, u: Tensor, y: Tensor) -> Tensor:
+def _neg(c: Tensor, u: Tensor) -> Tensor:
     return -c
 
 
@@ -94,6 +97,8 @@ SLOPES: Mapping[Any, Slope] = {
     torch.sin: _sin, "sin": _sin, torch.cos: _cos, "cos": _cos,
     torch.neg: _neg, operator.neg: _neg, "neg": _neg,
 }  # fmt: skip
+
+_OF_OUTPUT: frozenset[Slope] = frozenset({_relu, _tanh, _sigmoid})
 
 #: The function and arguments that a module of torch.nn stands for.
 MODULES: Mapping[type[nn.Module], tuple[Callable[..., Tensor], tuple[str, ...]]] = {
@@ -112,9 +117,11 @@ MODULES: Mapping[type[nn.Module], tuple[Callable[..., Tensor], tuple[str, ...]]]
 }
 
 
-def apply_slope(function: Any, c: Tensor, u: Tensor, y: Tensor, arguments: Mapping[str, Any]) -> Tensor:
-    """c s'(u) for a function of :data:`SLOPES`, with y = s(u)."""
-    return SLOPES[function](c.to(u.dtype), u, y, **arguments)
+def slope_of(function: Any, u: Tensor, y: Tensor, how: Sweep, arguments: Mapping[str, Any]) -> Pull:
+    """c -> c s'(u) for a function of :data:`SLOPES`, with y = s(u); it keeps only one of both."""
+    slope = SLOPES[function]
+    kept = how.hold(y if slope in _OF_OUTPUT else u)
+    return lambda c: slope(c if c.dtype == kept.dtype else c.to(kept.dtype), kept, **arguments)
 
 
 def activation(module: nn.Module, x: Tensor, how: Sweep) -> tuple[Tensor, Pull]:
@@ -123,8 +130,7 @@ def activation(module: nn.Module, x: Tensor, how: Sweep) -> tuple[Tensor, Pull]:
     arguments = {name: getattr(module, name) for name in names}
     # Never in place: the slope and the skip need what came in.
     y = call(module, x) if not getattr(module, "inplace", False) else function(x, **arguments)
-    u, held = how.hold(x), how.hold(y)
-    return y, lambda c: apply_slope(function, c, u, held, arguments)
+    return y, slope_of(function, x, y, how, arguments)
 
 
 def activation_of_ours(module: ElementwiseActivation, x: Tensor, how: Sweep) -> tuple[Tensor, Pull]:

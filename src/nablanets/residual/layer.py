@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from nablanets.residual.branch import Branch, Norm
-from nablanets.residual.skip import GradientSkip, Normalize, Probe, Skip, joined
+from nablanets.residual.skip import GradientSkip, Normalize, Probe, Skip
 
 
 class GradientResidual(GradientSkip):
@@ -96,4 +96,4 @@ class GradientResidual(GradientSkip):
         return super().gradient(self.block, x)
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
-        return joined(*super().forward(self.block, x), self.projection)
+        return super().forward(self.block, x, self.projection)

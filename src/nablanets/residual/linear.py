@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from nablanets.residual.sweep import Pull, Sweep, call, hooked
+from nablanets.residual.sweep import Absorbing, ChannelScale, Pull, Sweep, call, hooked
 
 
 def linear(module: nn.Linear, x: Tensor, how: Sweep) -> tuple[Tensor, Pull]:
@@ -21,7 +22,9 @@ def linear(module: nn.Linear, x: Tensor, how: Sweep) -> tuple[Tensor, Pull]:
     weight = how.hold(weight)
 
     def pull(c: Tensor) -> Tensor:
-        if c.ndim == 0 or c.shape[-1] != weight.shape[0]:
+        if c.ndim == 0:
+            return c * weight.sum(dim=0)
+        if c.shape[-1] != weight.shape[0]:
             c = c.expand(*c.shape[:-1], weight.shape[0])
         return c @ weight
 
@@ -32,70 +35,90 @@ def conv(module: _ConvNd, x: Tensor, how: Sweep) -> tuple[Tensor, Pull]:
     """Any stride, padding, padding mode, dilation and groups."""
     weight = module.weight
     y = call(module, x) if hooked(module) else module._conv_forward(x, weight, module.bias)
-    weight = how.hold(weight).to(y.dtype)
     n = weight.ndim - 2
-    total = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
-    if module.padding == "same":
-        pads = [(t // 2, t - t // 2) for t in total]
-    else:
-        pads = [(0, 0)] * n if module.padding == "valid" else [(int(p), int(p)) for p in module.padding]
-    direct = module.padding_mode == "zeros" and all(left == right for left, right in pads)
-    padded = [size if direct else size + left + right for size, (left, right) in zip(x.shape[-n:], pads, strict=True)]
-    padding = [left if direct else 0 for left, _ in pads]
+    channels_last = x.ndim == n + 2 and x.shape[1] > 1 and x.stride(1) == 1
+    return y, _ConvPull(module, how.hold(weight).to(y.dtype), x.shape[-n:], y.shape, channels_last)
 
-    def pull(c: Tensor) -> Tensor:
-        c = c.to(y.dtype)
-        groups = module.groups
-        if c.numel() in {1, weight.shape[0]} and c.shape[-n:] != y.shape[-n:]:
+
+@dataclass
+class _ConvPull(Absorbing):
+    """The transposed convolution of c s, where s is a scale per channel or None.
+
+    ``positions`` are the sizes of the input, ``shape`` is the output's; ``channels_last`` is the layout of the input.
+    """
+
+    module: _ConvNd
+    weight: Tensor
+    positions: torch.Size
+    shape: torch.Size
+    channels_last: bool
+    scale: Tensor | None = None
+
+    def after(self, scale: ChannelScale) -> Pull:
+        if self.weight.numel() > self.shape.numel():
+            return lambda c: self(scale(c))
+        self.scale = scale.scale
+        return self
+
+    def __call__(self, c: Tensor) -> Tensor:
+        module, weight, n = self.module, self.weight, self.weight.ndim - 2
+        c = c.to(weight.dtype)
+        positions = self.positions
+        pads = _pads(module)
+        direct = module.padding_mode == "zeros" and all(left == right for left, right in pads)
+        size = [s if direct else s + left + right for s, (left, right) in zip(positions, pads, strict=True)]
+        geometry = size, module.stride, [left if direct else 0 for left, _ in pads], module.dilation
+        if c.numel() in {1, weight.shape[0]} and c.shape[-n:] != self.shape[-n:]:
             # The same for every sample and position: the outputs of a group are summed first.
-            kernel = (c.reshape(-1, *[1] * (n + 1)) * weight).reshape(groups, -1, *weight.shape[1:]).sum(dim=1)
-            g = _spread(kernel.flatten(0, 1), y.shape[-n:], padded, module.stride, padding, module.dilation)
-            return _laid_out(g if direct else _unpadded(g, x.shape[-n:], pads, module.padding_mode), x)
-        if c.shape != y.shape[-c.ndim :]:
-            c = c.expand(y.shape)
-        g = _transposed(c, weight, padded, module.stride, padding, module.dilation, groups)
-        return g if direct else _unpadded(g, x.shape[-n:], pads, module.padding_mode)
+            c = c if self.scale is None else c * self.scale
+            kernel = weight if c.numel() == 1 else c.reshape(-1, *[1] * (n + 1)) * weight
+            kernel = kernel.reshape(module.groups, -1, *weight.shape[1:]).sum(dim=1)
+            kernel = kernel * c.reshape(()) if c.numel() == 1 else kernel
+            g = _spread(kernel.flatten(0, 1), self.shape[-n:], *geometry)
+            # In the layout of x: what combines both is slow otherwise.
+            g = g.movedim(0, -1).contiguous().movedim(-1, 0) if self.channels_last else g
+        else:
+            c = c.expand(self.shape) if c.shape != self.shape[-c.ndim :] else c
+            weight = weight if self.scale is None else weight * self.scale.to(weight.dtype).unsqueeze(-1)
+            g = _transposed(c, weight, *geometry, module.groups)
+        return g if direct else _unpadded(g, positions, pads, module.padding_mode)
 
-    return y, pull
+
+def _pads(module: _ConvNd) -> list[tuple[int, int]]:
+    """Padding before and after each dimension."""
+    if module.padding == "valid":
+        return [(0, 0)] * len(module.kernel_size)
+    if module.padding == "same":
+        total = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
+        return [(t // 2, t - t // 2) for t in total]
+    return [(int(p), int(p)) for p in module.padding]
 
 
 def _spread(
     kernel: Tensor, outputs: Sequence[int], size: list[int], stride: Any, padding: list[int], dilation: Any
 ) -> Tensor:
     """The transposed convolution of ones: for each position the sum of the taps (channels, *k) that hit it."""
-    for i, length in enumerate(size):
-        taps = _taps(
-            kernel.shape[1], length, outputs[i], stride[i], padding[i], dilation[i], kernel.dtype, kernel.device
-        )
-        kernel = torch.tensordot(kernel, taps, dims=([1], [0]))
+    geometry = tuple(kernel.shape[1:]), tuple(size), tuple(outputs), stride, tuple(padding), dilation
+    make = _hits if torch.compiler.is_compiling() else _kept_hits
+    for hits in make(geometry, kernel.dtype, kernel.device):
+        kernel = kernel.movedim(1, -1) @ hits
     return kernel
 
 
-def _taps(taps: int, length: int, outputs: int, stride: int, padding: int, dilation: int, *kind: Any) -> Tensor:
-    """(taps, positions): 1 where a tap hits a position."""
-    make = _hits if torch.compiler.is_compiling() else _kept_hits
-    return make(taps, length, outputs, stride, padding, dilation, *kind)
-
-
-def _hits(
-    taps: int, length: int, outputs: int, stride: int, padding: int, dilation: int, dtype: torch.dtype, device: Any
-) -> Tensor:
-    reach = torch.arange(length).unsqueeze(0) + padding - torch.arange(taps).unsqueeze(1) * dilation
-    return ((reach >= 0) & (reach < outputs * stride) & (reach % stride == 0)).to(device, dtype)
+def _hits(geometry: tuple[tuple[int, ...], ...], dtype: torch.dtype, device: torch.device) -> list[Tensor]:
+    """(taps, positions) for each dimension: 1 where a tap hits a position."""
+    found = []
+    for taps, length, outputs, stride, padding, dilation in zip(*geometry, strict=True):
+        reach = torch.arange(length).unsqueeze(0) + padding - torch.arange(taps).unsqueeze(1) * dilation
+        hit = (reach >= 0) & (reach < outputs * stride) & (reach % stride == 0)
+        found.append(hit.to(device, dtype))
+    return found
 
 
 @lru_cache(maxsize=256)
-def _kept_hits(*arguments: Any) -> Tensor:
+def _kept_hits(*arguments: Any) -> list[Tensor]:
     with torch.inference_mode(mode=False):
         return _hits(*arguments)
-
-
-def _laid_out(g: Tensor, x: Tensor) -> Tensor:
-    """g (channels, *positions), the channels innermost where they are in x: what combines both is slow otherwise."""
-    channels = -g.ndim
-    if x.ndim < g.ndim or x.shape[channels] == 1 or x.stride(channels) != 1:
-        return g
-    return g.movedim(0, -1).contiguous().movedim(-1, 0)
 
 
 def _transposed(

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from nablanets.residual.sweep import Pull, Sweep, call, hooked
+from nablanets.residual.sweep import ChannelScale, Pull, Sweep, call, hooked
 
 _aten = torch.ops.aten
 _ONLY_INPUT = [True, False, False]
@@ -26,15 +26,15 @@ def batch_norm(module: _BatchNorm, x: Tensor, how: Sweep) -> tuple[Tensor, Pull]
     if not (module.training or module.running_var is None):
         scale = torch.rsqrt(module.running_var + module.eps)
         scale = (scale if gamma is None else scale * gamma).view(shape)
-        return call(module, x), lambda c: c * scale
+        return call(module, x), ChannelScale(scale)
     if hooked(module):
         dims = [d for d in range(x.ndim) if d != 1]
         return call(module, x), _normalised(x, dims, module.eps, None if gamma is None else gamma.view(shape), how)
     y, mean, rate = _batch_statistics(module, x)
+    if how.constant_statistics:
+        return y, ChannelScale((rate if gamma is None else rate * gamma).view(shape).to(x.dtype))
 
     def pull(c: Tensor) -> Tensor:
-        if how.constant_statistics:
-            return c * (rate if gamma is None else rate * gamma).view(shape).to(x.dtype)
         c = c.to(x.dtype).expand(x.shape).contiguous()
         statistics = None, None, mean, rate, True, module.eps
         return _aten.native_batch_norm_backward(c, how.hold(x), gamma, *statistics, _ONLY_INPUT)[0]

@@ -7,6 +7,7 @@ Steps name submodules and parameters and look them up when they run. Leaves with
 from __future__ import annotations
 
 import operator
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, cast
@@ -16,9 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nablanets.errors import InvalidInputError
-from nablanets.residual.elementwise import SLOPES, apply_slope
+from nablanets.residual.elementwise import SLOPES, slope_of
 from nablanets.residual.rules import dropout, rule_of
-from nablanets.residual.sweep import Pull, Sweep, call
+from nablanets.residual.sweep import Absorbing, ChannelScale, Pull, Sweep, call
 
 ADD = {operator.add, operator.iadd, torch.add, "add", "add_"}
 _SUB = {operator.sub, operator.isub, torch.sub, "sub", "sub_"}
@@ -70,6 +71,17 @@ class Program:
 
     steps: tuple[Step, ...]
     output: int
+    #: The slots that one step reads, once.
+    read_once: frozenset[int] = field(init=False, compare=False)
+    #: For each step the slots that none reads after it.
+    done: tuple[frozenset[int], ...] = field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        readers = Counter([self.output, *(place for step in self.steps for place in step.inputs)])
+        object.__setattr__(self, "read_once", frozenset(place for place, count in readers.items() if count == 1))
+        last = {place: step.slot for step in self.steps for place in step.inputs} | {self.output: None}
+        done = (frozenset(place for place in step.inputs if last[place] == step.slot) for step in self.steps)
+        object.__setattr__(self, "done", tuple(done))
 
     def run(self, root: nn.Module, x: Tensor) -> Tensor:
         """The output's value."""
@@ -78,23 +90,34 @@ class Program:
     def linearise(self, root: nn.Module, x: Tensor, how: Sweep, skipped: frozenset[int]) -> tuple[Tensor, Pull]:
         """The output's value, and c -> J^T c; the pullback leaves the steps with the ``skipped`` slots out."""
         values: dict[int, Tensor] = {0: x}
-        pulls: list[tuple[Step, tuple[Pull, ...]]] = []
-        for step in self.steps:
-            values[step.slot], pull = _evaluate(step, root, values, how)
-            pulls.append((step, (_identity,) if step.slot in skipped else pull))
+        pulls: dict[int, tuple[Pull, ...]] = {}
+        for step, done in zip(self.steps, self.done, strict=True):
+            values[step.slot], backward = _evaluate(step, root, values, how)
+            pulls[step.slot] = (_identity,) if step.slot in skipped else backward
+            if isinstance(pulls[step.slot][0], ChannelScale):
+                self._absorb(step, pulls)
+            for place in done:  # memory that is free again is in the cache
+                del values[place]
 
         def pull_back(c: Tensor) -> Tensor:
             cotangents = {self.output: c}
-            for step, backward in reversed(pulls):
+            for step in reversed(self.steps):
                 if step.slot not in cotangents:
                     continue
                 c = cotangents.pop(step.slot)
-                for source, pull in zip(step.inputs, backward, strict=True):
+                for source, pull in zip(step.inputs, pulls[step.slot], strict=True):
                     piece = pull(c)
                     cotangents[source] = cotangents[source] + piece if source in cotangents else piece
             return cotangents[0] if 0 in cotangents else torch.zeros_like(x)
 
         return values[self.output], pull_back
+
+    def _absorb(self, step: Step, pulls: dict[int, tuple[Pull, ...]]) -> None:
+        """Let what comes before a step take over its scale: weights are mostly smaller than what they act on."""
+        scale, before = cast(ChannelScale, pulls[step.slot][0]), step.inputs[0]
+        earlier = pulls[before][0] if before in self.read_once and before in pulls else None
+        if isinstance(earlier, Absorbing):
+            pulls[before], pulls[step.slot] = (earlier.after(scale),), (_identity,)
 
     def leaves(self) -> tuple[str, ...]:
         """The names of the submodules that it calls."""
@@ -188,25 +211,27 @@ def _identity(c: Tensor) -> Tensor:
 def _elementwise(step: Step, u: Tensor, how: Sweep) -> tuple[Tensor, tuple[Pull, ...]]:
     function = getattr(torch.Tensor, step.target) if isinstance(step.target, str) else step.target
     y = function(u, **step.keywords)
-    held_u, held_y = how.hold(u), how.hold(y)
-    return y, (lambda c: apply_slope(step.target, c, held_u, held_y, step.keywords),)
+    return y, (slope_of(step.target, u, y, how, step.keywords),)
 
 
 def _arithmetic(target: Any, a: Any, b: Any, y: Tensor, how: Sweep) -> tuple[Pull, Pull]:
-    def held(t: Any) -> Any:
-        return how.hold(t) if isinstance(t, Tensor) else t
-
-    if target in ADD or target in _SUB:
-        sign = 1 if target in ADD else -1
-        return lambda c: _like(c, a, y), lambda c: _like(c if sign == 1 else -c, b, y)
+    to_a, to_b = _unrepeated(a, y), _unrepeated(b, y)
+    if target in ADD:
+        return to_a, to_b
+    if target in _SUB:
+        return to_a, lambda c: to_b(-c)
+    a, b = (how.hold(t) if isinstance(t, Tensor) else t for t in (a, b))
     if target in _MUL:
-        return lambda c: _like(c * held(b), a, y), lambda c: _like(c * held(a), b, y)
-    return lambda c: _like(c / held(b), a, y), lambda c: c
+        return lambda c: to_a(c * b), lambda c: to_b(c * a)
+    return lambda c: to_a(c / b), _identity
 
 
-def _like(c: Tensor, operand: Tensor, y: Tensor) -> Tensor:
-    """The cotangent summed over what broadcasting repeated."""
-    return c if operand.shape == y.shape else c.expand(y.shape).sum_to_size(operand.shape)
+def _unrepeated(operand: Any, y: Tensor) -> Pull:
+    """The cotangent of y summed over what broadcasting repeated of an operand."""
+    if not isinstance(operand, Tensor) or operand.shape == y.shape:
+        return _identity
+    shape, full = operand.shape, y.shape
+    return lambda c: c.expand(full).sum_to_size(shape)
 
 
 def submodule(root: nn.Module, path: tuple[str, ...]) -> nn.Module:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from nablanets.errors import InvalidInputError, ShapeError, unknown_name
 from nablanets.residual.branch import Branch
+from nablanets.residual.mixing import mixed, unit
 from nablanets.residual.sweep import Pull
 
 Skip = Literal["gradient", "pure", "added", "magnitude", "random", "damped", "identity", "scalar", "none"]
@@ -84,12 +85,20 @@ class GradientSkip(nn.Module):
         """g(x) = J_F(x)^T v, of the shape of x."""
         return self._linearised(root, x)[1]
 
-    def forward(self, root: nn.Module, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """F(x) and skip(x), None for no skip."""
+    def forward(self, root: nn.Module, x: Tensor, projection: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """F(x) + P(skip(x))."""
         if self.skip in _WITH_GRADIENT:
             y, g = self._linearised(root, x)
-            return y, self._with_gradient(x, g)
-        return self.branch.run(root, x), None if self.skip == "none" else self._without_gradient(x)
+            if self._mixes and projection is None:
+                return self._mixed(_fitting(y, x), x, g)
+            carried = self._with_gradient(x, g)
+        else:
+            y = self.branch.run(root, x)
+            if self.skip == "none":
+                return y
+            carried = self._without_gradient(x)
+        carried = carried if projection is None else projection(carried)
+        return _fitting(y, carried) + carried
 
     def extra_repr(self) -> str:
         return f"skip={self.skip}, normalize={self.normalize}, stop_gradient={self.stop_gradient}"
@@ -116,7 +125,17 @@ class GradientSkip(nn.Module):
             return
         self._probed = True
 
+    @property
+    def _mixes(self) -> bool:
+        """Whether it is the convex combination with g / |g|."""
+        return self.skip == "gradient" and self.normalize != "none"
+
+    def _mixed(self, y: Tensor | None, x: Tensor, g: Tensor) -> Tensor:
+        return mixed(y, x, g.to(x.dtype), self._placed(self.gate(), x), self._dims(x), self.gain)
+
     def _with_gradient(self, x: Tensor, g: Tensor) -> Tensor:
+        if self._mixes:
+            return self._mixed(None, x, g)
         if self.skip == "magnitude":
             dims = self._dims(g) or self._dims(g, "sample")
             g = torch.linalg.vector_norm(g, dim=dims, keepdim=True) * unit(x, dims)
@@ -207,27 +226,11 @@ class GradientSkip(nn.Module):
         return channels
 
 
-def joined(y: Tensor, carried: Tensor | None, projection: Callable[[Tensor], Tensor] | None) -> Tensor:
-    """F(x) + P(skip(x))."""
-    if carried is None:
-        return y
-    carried = carried if projection is None else projection(carried)
+def _fitting(y: Tensor, carried: Tensor) -> Tensor:
+    """y, if what is carried can be added to it."""
     if y.shape != carried.shape:
         raise ShapeError(
             f"GradientResidual: expected a block that keeps the shape {tuple(carried.shape)} of its skip, but its "
             f"output has {tuple(y.shape)}. Give a projection: a module from the input's shape to the output's."
         )
-    return y + carried
-
-
-def unit(g: Tensor, dims: list[int]) -> Tensor:
-    """g scaled to unit norm over some dimensions; where it is zero it stays zero, also in the backward pass.
-
-    >>> unit(torch.tensor([[3.0, 4.0], [0.0, 0.0]]), [1])
-    tensor([[0.6000, 0.8000],
-            [0.0000, 0.0000]])
-    """
-    square = g.square().sum(dim=dims, keepdim=True)  # vector_norm is slow over inner dimensions
-    positive = square > 0
-    safe = torch.where(positive, square, 1) if g.requires_grad else square
-    return g * torch.where(positive, torch.rsqrt(safe), 0)
+    return y

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from nablanets.residual.find import Block
-from nablanets.residual.skip import GradientSkip, joined
+from nablanets.residual.skip import GradientSkip
 from nablanets.residual.sweep import Passing
 
 
@@ -33,8 +33,8 @@ class Swapped(nn.Module):
 
     def _added(self, x: Tensor) -> Tensor:
         """F(x) + skip(x) - x, to which the owner adds x."""
-        y, carried = self.gradient_residual(self._owner[0], x)
-        return y - x if carried is None else y + (carried - x)
+        joined: Tensor = self.gradient_residual(self._owner[0], x)
+        return joined - x
 
 
 class ConvertedBlock(Swapped):
@@ -46,8 +46,7 @@ class ConvertedBlock(Swapped):
         block = self._block
         z = x if block.before is None else block.before.run(self, x)
         projection = None if block.shortcut is None else functools.partial(block.shortcut.run, self)
-        y, carried = self.gradient_residual(self, z)
-        y = joined(y, carried, projection)
+        y: Tensor = self.gradient_residual(self, z, projection=projection)
         return y if block.after is None else block.after.run(self, y)
 
 
@@ -62,8 +61,8 @@ class ConvertedLayers(Swapped, Passing):
     """The last layer of a chain without a skip, F(x) + skip(x)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        y, carried = self.gradient_residual(self._owner[0], x)
-        return joined(y, carried, None)
+        joined: Tensor = self.gradient_residual(self._owner[0], x)
+        return joined
 
 
 class ConvertedEncoderLayer(Swapped):

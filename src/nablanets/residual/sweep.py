@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -18,6 +19,24 @@ class Sweep(NamedTuple):
 
     def hold(self, t: Tensor) -> Tensor:
         return t.detach() if self.detach else t
+
+
+@dataclass
+class ChannelScale:
+    """c -> c s with one number per channel, (C, 1, ...): a pullback that the one after it may take over."""
+
+    scale: Tensor
+
+    def __call__(self, c: Tensor) -> Tensor:
+        return c * self.scale
+
+
+class Absorbing:
+    """A pullback c -> c A that can take over a :class:`ChannelScale` before it, as c -> c (s A)."""
+
+    def after(self, scale: ChannelScale) -> Pull:
+        """c -> (c s) A."""
+        raise NotImplementedError
 
 
 Rule = Callable[[Any, Tensor, Sweep], tuple[Tensor, Pull]]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from nablanets.errors import unknown_name
 from nablanets.residual.arms import ARMS, residual
 from nablanets.residual.branch import Branch
-from nablanets.residual.skip import unit
+from nablanets.residual.mixing import unit
 from nablanets.serialization import savable
 
 _FOURIER_DEVIATION = 10.0
