@@ -1,10 +1,10 @@
-"""Cost of gradient residuals relative to the plain residual block x + F(x), on one thread.
+"""Cost of networks of gradient residuals relative to those of plain residual blocks x + F(x), on one thread.
 
     python benchmarks/residual.py [--quick] [name ...]
 
-A training step is forward and backward, with gradients of all parameters and of the input. The variants take turns;
-in each turn one runs twice and the second run counts, as in a network of like blocks. Times are CPU time of the thread,
-the mean of the faster quarter of the rounds. Every ratio is of this one run.
+A network is four like blocks, each with its own weights. A training step is forward and backward, with gradients of all
+parameters and of the input. The variants take turns; times are CPU time of the thread per block, the mean of the faster
+quarter of the rounds. Every ratio is of this one run.
 """
 
 from __future__ import annotations
@@ -81,38 +81,40 @@ def feed_forward(width: int) -> nn.Module:
     return nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
 
+DEPTH = 4
+
 #: Block, shape of the input, treatment of norms.
 BLOCKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str]] = {
     "MLP 64 ReLU": (lambda: mlp(64, nn.ReLU()), (1000, 64), "exact"),
     "MLP 256 ReLU": (lambda: mlp(256, nn.ReLU()), (512, 256), "exact"),
     "MLP 256 GELU": (lambda: mlp(256, nn.GELU()), (512, 256), "exact"),
     "MLP 512 ReLU": (lambda: mlp(512, nn.ReLU()), (512, 512), "exact"),
-    "EDSR 64": (lambda: edsr(64), (4, 64, 48, 48), "exact"),
-    "EDSR 64, large batch": (lambda: edsr(64), (16, 64, 48, 48), "exact"),
-    "ResNet 64": (lambda: resnet(64), (8, 64, 32, 32), "constant"),
-    "ResNet 64, large batch": (lambda: resnet(64), (32, 64, 32, 32), "constant"),
+    "EDSR 64": (lambda: edsr(64), (16, 64, 48, 48), "exact"),
+    "EDSR 64, small batch": (lambda: edsr(64), (4, 64, 48, 48), "exact"),
+    "ResNet 64": (lambda: resnet(64), (32, 64, 32, 32), "constant"),
+    "ResNet 64, small batch": (lambda: resnet(64), (8, 64, 32, 32), "constant"),
     "feed-forward 256": (lambda: feed_forward(256), (256, 256), "exact"),
 }
 
 
-def variants(block: nn.Module, dim: int, norm: str) -> dict[str, nn.Module]:
+def variants(build: Callable[[], nn.Module], dim: int, norm: str) -> dict[str, nn.Module]:
+    blocks = [build() for _ in range(DEPTH)]
     settings = {"norm": norm, "channel_dim": dim}
-    found: dict[str, nn.Module] = {
-        "plain": Plain(copy.deepcopy(block)),
-        "stop-gradient": GradientResidual(copy.deepcopy(block), **settings),
-        "full": GradientResidual(copy.deepcopy(block), stop_gradient=False, **settings),
+    kinds: dict[str, Callable[[nn.Module], nn.Module]] = {
+        "plain": Plain,
+        "stop-gradient": lambda block: GradientResidual(block, **settings),
+        "full": lambda block: GradientResidual(block, stop_gradient=False, **settings),
     }
     if norm == "exact":
-        unread = {"channel_dim": dim}
-        found |= {
-            "vjp, stop-gradient": GradientResidual(Unread(copy.deepcopy(block)), **unread),
-            "vjp, full": GradientResidual(Unread(copy.deepcopy(block)), stop_gradient=False, **unread),
+        kinds |= {
+            "vjp, stop-gradient": lambda block: GradientResidual(Unread(block), channel_dim=dim),
+            "vjp, full": lambda block: GradientResidual(Unread(block), stop_gradient=False, channel_dim=dim),
         }
-    found |= {
-        "autograd, stop-gradient": Autograd(copy.deepcopy(block), dim, full=False),
-        "autograd, full": Autograd(copy.deepcopy(block), dim, full=True),
+    kinds |= {
+        "autograd, stop-gradient": lambda block: Autograd(block, dim, full=False),
+        "autograd, full": lambda block: Autograd(block, dim, full=True),
     }
-    return found
+    return {name: nn.Sequential(*(kind(copy.deepcopy(block)) for block in blocks)) for name, kind in kinds.items()}
 
 
 def measure(runs: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
@@ -120,7 +122,6 @@ def measure(runs: dict[str, Callable[[], object]], rounds: int) -> dict[str, flo
     times: dict[str, list[float]] = {name: [] for name in runs}
     for turn in range(rounds + 3):
         for name, run in runs.items():
-            run()
             begin = time.thread_time()
             run()
             if turn >= 3:
@@ -147,23 +148,26 @@ def compare(block: str, rounds: int) -> None:
     build, shape, norm = BLOCKS[block]
     torch.manual_seed(0)
     x = torch.randn(shape, requires_grad=True)
-    nets = variants(build(), -1 if len(shape) == 2 else -3, norm)
+    nets = variants(build, -1 if len(shape) == 2 else -3, norm)
     step = measure({k: lambda net=net: training_step(net, x) for k, net in nets.items()}, rounds)
     for net in nets.values():
         net.eval()
     forward = measure({k: lambda net=net: inference(net, x) for k, net in nets.items()}, rounds)
     rows = [
-        (name, *(text for times in (step, forward) for text in (f"{1e3 * times[name]:.2f}", ratio(times, name))))
+        (
+            name,
+            *(text for times in (step, forward) for text in (f"{1e3 / DEPTH * times[name]:.2f}", ratio(times, name))),
+        )
         for name in nets
     ]
     title = f"{block}, input {tuple(shape)}" + ("" if norm == "exact" else f", norm={norm!r}")
-    print_table(title, ("variant", "training step [ms]", "ratio", "inference [ms]", "ratio"), rows)
+    print_table(title, ("variant", "step / block [ms]", "ratio", "inference / block [ms]", "ratio"), rows)
 
 
 def main() -> None:
     one_thread()
     for name in [a for a in sys.argv[1:] if not a.startswith("--")] or BLOCKS:
-        compare(name, 8 if QUICK else 32)
+        compare(name, 4 if QUICK else 12)
 
 
 if __name__ == "__main__":

@@ -380,3 +380,22 @@ def test_samples_are_independent_of_each_other():
         layer = GradientResidual(block)
         assert_close(layer(x)[1:2], layer(x[1:2]))
         assert_close(torch.vmap(layer)(x), layer(x))
+
+
+@pytest.mark.parametrize("tail", [nn.Identity(), nn.Dropout(), nn.ReLU(), nn.Flatten(1), nn.Linear(4, 4)])
+def test_inference_overwrites_nothing_that_others_hold(tail):
+    block = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), tail).eval()
+    layer, x = GradientResidual(block).eval(), torch.randn(3, 4)
+    seen = []
+    for module in (block[1], tail):
+        module.register_forward_hook(lambda module, arguments, output: seen.append((output, output.clone())))
+    before = x.clone()
+    with torch.no_grad():
+        y = layer(x)
+    assert_close(y, layer(x).detach())
+    assert torch.equal(x, before) and seen
+    assert all(torch.equal(output, copied) for output, copied in seen)
+    empty = GradientResidual(nn.Sequential(nn.Identity()), channels=4)
+    with torch.no_grad():
+        empty(x)
+    assert torch.equal(x, before)

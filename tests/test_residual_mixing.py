@@ -131,3 +131,17 @@ def test_mixed_precision_takes_the_wider_type():
     result = mixed(y, x, g, torch.tensor(0.3), [-1])
     assert result.dtype == torch.float32
     assert_close(result, by_hand(y.float(), x, g, torch.tensor(0.3), [-1], 1.0))
+
+
+def test_overwrites_only_what_is_its_own():
+    y, x, g, s = (t.detach() for t in inputs((3, 4)))
+    expected, kept = by_hand(y, x, g, s, [-1], 1.0), y.clone()
+    assert_close(mixed(y, x, g, s, [-1], overwrite=True), expected)
+    assert torch.equal(y, kept)  # with gradients on, autograd may need it
+    with torch.no_grad():
+        assert mixed(y, x, g, s, [-1]) is not y and torch.equal(y, kept)
+        gates = torch.vmap(lambda s: mixed(y, x, g, s, [-1], overwrite=True))(torch.stack([s, s]))
+        assert torch.equal(y, kept)
+        assert mixed(y, x, g, s, [-1], overwrite=True) is y
+    assert_close(y, expected)
+    assert_close(gates, torch.stack([expected, expected]))

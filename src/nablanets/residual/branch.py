@@ -77,6 +77,10 @@ class Branch:
         skipped = frozenset(step.slot for step in self._tail_norms(root)) if self.norm == "before" else frozenset()
         return self.program.linearise(root, x, Sweep(detach, self.norm == "constant"), skipped)
 
+    def owns_output(self, root: nn.Module) -> bool:
+        """Whether F's value is a new tensor that nobody else has seen."""
+        return self.program is not None and self.program.owns_output(root)
+
     def closed(self, root: nn.Module) -> bool:
         """Whether no part of the gradient needs ``torch.func.vjp``."""
         if self.program is None:

@@ -23,7 +23,9 @@ def unit(g: Tensor, dims: list[int]) -> Tensor:
     return g * _rate(g, dims)
 
 
-def mixed(y: Tensor | None, x: Tensor, g: Tensor, s: Tensor, dims: list[int], gain: float = 1.0) -> Tensor:
+def mixed(
+    y: Tensor | None, x: Tensor, g: Tensor, s: Tensor, dims: list[int], gain: float = 1.0, *, overwrite: bool = False
+) -> Tensor:
     r"""y + (1 - s) x + s c g / |g|, with the norm over ``dims``; without the last part where g is zero.
 
     For the cotangent G of the result, with u = g / |g|, derivatives are
@@ -36,6 +38,7 @@ def mixed(y: Tensor | None, x: Tensor, g: Tensor, s: Tensor, dims: list[int], ga
         s: the gate, a scalar or anything that broadcasts against x.
         dims: the dimensions that a norm runs over, counted from the end.
         gain: c.
+        overwrite: y is needed by nobody else, so that where no derivatives are wanted the result may take its place.
 
     >>> x, g = torch.tensor([1.0, 1.0]), torch.tensor([3.0, 4.0])
     >>> mixed(None, x, g, torch.tensor(0.5), [-1])
@@ -50,7 +53,8 @@ def mixed(y: Tensor | None, x: Tensor, g: Tensor, s: Tensor, dims: list[int], ga
         return result
     if torch.is_grad_enabled():
         return _composed(y, x, g, s, dims, gain)
-    return _summed(y, x, g, s, _rate(g, dims), gain)
+    overwrite = overwrite and y is not None and not torch._C._are_functorch_transforms_active()
+    return _summed(y, x, g, s, _rate(g, dims), gain, overwrite=overwrite)
 
 
 def _composed(y: Tensor | None, x: Tensor, g: Tensor, s: Tensor, dims: list[int], gain: float) -> Tensor:
@@ -60,9 +64,13 @@ def _composed(y: Tensor | None, x: Tensor, g: Tensor, s: Tensor, dims: list[int]
     return carried if y is None else y + carried
 
 
-def _summed(y: Tensor | None, x: Tensor, g: Tensor, s: Tensor, rate: Tensor, gain: float) -> Tensor:
+def _summed(
+    y: Tensor | None, x: Tensor, g: Tensor, s: Tensor, rate: Tensor, gain: float, *, overwrite: bool = False
+) -> Tensor:
     """The same in fewer passes through memory, where autograd needs no parts; ``rate`` is 1 / |g|."""
     weight = rate * (s if gain == 1 else s * gain)
+    if overwrite and y is not None:
+        return y.addcmul_(g, weight).addcmul_(x, 1 - s)
     return torch.addcmul(g * weight if y is None else torch.addcmul(y, g, weight), x, 1 - s)
 
 

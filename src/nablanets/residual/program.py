@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from nablanets.errors import InvalidInputError
 from nablanets.residual.elementwise import SLOPES, slope_of
-from nablanets.residual.rules import dropout, rule_of
-from nablanets.residual.sweep import Absorbing, ChannelScale, Pull, Sweep, call
+from nablanets.residual.rules import MAKING, dropout, rule_of
+from nablanets.residual.sweep import Absorbing, ChannelScale, Pull, Sweep, call, hooked
 
 ADD = {operator.add, operator.iadd, torch.add, "add", "add_"}
 _SUB = {operator.sub, operator.isub, torch.sub, "sub", "sub_"}
@@ -118,6 +118,12 @@ class Program:
         earlier = pulls[before][0] if before in self.read_once and before in pulls else None
         if isinstance(earlier, Absorbing):
             pulls[before], pulls[step.slot] = (earlier.after(scale),), (_identity,)
+
+    def owns_output(self, root: nn.Module) -> bool:
+        """Whether the output is a new tensor that nobody else has seen: that of a layer with weights, without hooks."""
+        step = next(step for step in reversed(self.steps) if step.slot == self.output) if self.output else None
+        module = submodule(root, step.path) if step is not None and step.is_module else None
+        return isinstance(module, MAKING) and not hooked(module)
 
     def leaves(self) -> tuple[str, ...]:
         """The names of the submodules that it calls."""

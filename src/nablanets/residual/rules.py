@@ -17,6 +17,9 @@ from nablanets.residual.elementwise import MODULES, activation, activation_of_ou
 from nablanets.residual.linear import conv, linear
 from nablanets.residual.sweep import Passing, Pull, Rule, Sweep, call
 
+#: Layers that make a new tensor, which nothing else refers to.
+MAKING = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *norms.BATCH_NORMS)
+
 
 def rule_of(module: nn.Module) -> Rule | None:
     """The rule of a module, or None if it has none of its own (a subclass with a forward of its own has none)."""

@@ -90,7 +90,7 @@ class GradientSkip(nn.Module):
         if self.skip in _WITH_GRADIENT:
             y, g = self._linearised(root, x)
             if self._mixes and projection is None:
-                return self._mixed(_fitting(y, x), x, g)
+                return self._mixed(_fitting(y, x), x, g, overwrite=self.branch.owns_output(root))
             carried = self._with_gradient(x, g)
         else:
             y = self.branch.run(root, x)
@@ -130,8 +130,9 @@ class GradientSkip(nn.Module):
         """Whether it is the convex combination with g / |g|."""
         return self.skip == "gradient" and self.normalize != "none"
 
-    def _mixed(self, y: Tensor | None, x: Tensor, g: Tensor) -> Tensor:
-        return mixed(y, x, g.to(x.dtype), self._placed(self.gate(), x), self._dims(x), self.gain)
+    def _mixed(self, y: Tensor | None, x: Tensor, g: Tensor, *, overwrite: bool = False) -> Tensor:
+        s = self._placed(self.gate(), x)
+        return mixed(y, x, g.to(x.dtype), s, self._dims(x), self.gain, overwrite=overwrite)
 
     def _with_gradient(self, x: Tensor, g: Tensor) -> Tensor:
         if self._mixes:
