@@ -51,9 +51,8 @@ def mixed(
     if g.requires_grad:
         result: Tensor = _Mixed.apply(y, x, g, s, dims, gain)[0]
         return result
-    if torch.is_grad_enabled():
+    if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
         return _composed(y, x, g, s, dims, gain)
-    overwrite = overwrite and y is not None and not torch._C._are_functorch_transforms_active()
     return _summed(y, x, g, s, _rate(g, dims), gain, overwrite=overwrite)
 
 
@@ -67,11 +66,13 @@ def _composed(y: Tensor | None, x: Tensor, g: Tensor, s: Tensor, dims: list[int]
 def _summed(
     y: Tensor | None, x: Tensor, g: Tensor, s: Tensor, rate: Tensor, gain: float, *, overwrite: bool = False
 ) -> Tensor:
-    """The same in fewer passes through memory, where autograd needs no parts; ``rate`` is 1 / |g|."""
+    """The same in fewer passes through memory, outside of autograd and vmap; ``rate`` is 1 / |g|."""
     weight = rate * (s if gain == 1 else s * gain)
     if overwrite and y is not None:
-        return y.addcmul_(g, weight).addcmul_(x, 1 - s)
-    return torch.addcmul(g * weight if y is None else torch.addcmul(y, g, weight), x, 1 - s)
+        result = y.addcmul_(g, weight)
+    else:
+        result = g * weight if y is None else torch.addcmul(y, g, weight)
+    return result.addcmul_(x, 1 - s)
 
 
 def _rate(g: Tensor, dims: list[int]) -> Tensor:
