@@ -399,3 +399,18 @@ def test_inference_overwrites_nothing_that_others_hold(tail):
     with torch.no_grad():
         empty(x)
     assert torch.equal(x, before)
+
+
+def test_inference_does_not_overwrite_what_a_layer_of_unknown_forward_keeps():
+    class Remembering(nn.Linear):
+        def forward(self, x):
+            self.last = super().forward(x)
+            return self.last
+
+    block, x = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), Remembering(4, 4)).eval(), torch.randn(3, 4)
+    layer = GradientResidual(block).eval()
+    with torch.no_grad():
+        layer(x)
+        kept = block[2].last.clone()
+        expected = block(x)
+    assert_close(kept, expected)

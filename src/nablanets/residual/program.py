@@ -120,10 +120,10 @@ class Program:
             pulls[before], pulls[step.slot] = (earlier.after(scale),), (_identity,)
 
     def owns_output(self, root: nn.Module) -> bool:
-        """Whether the output is a new tensor that nobody else has seen: that of a layer with weights, without hooks."""
+        """Whether the output is a new tensor that nobody else has seen: that of a known layer, without hooks."""
         step = next(step for step in reversed(self.steps) if step.slot == self.output) if self.output else None
         module = submodule(root, step.path) if step is not None and step.is_module else None
-        return isinstance(module, MAKING) and not hooked(module)
+        return isinstance(module, MAKING) and rule_of(module) is not None and not hooked(module)
 
     def leaves(self) -> tuple[str, ...]:
         """The names of the submodules that it calls."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -31,12 +32,12 @@ class ChannelScale:
         return c * self.scale
 
 
-class Absorbing:
+class Absorbing(ABC):
     """A pullback c -> c A that can take over a :class:`ChannelScale` before it, as c -> c (s A)."""
 
+    @abstractmethod
     def after(self, scale: ChannelScale) -> Pull:
         """c -> (c s) A."""
-        raise NotImplementedError
 
 
 Rule = Callable[[Any, Tensor, Sweep], tuple[Tensor, Pull]]
