@@ -336,6 +336,8 @@ def _train(rank, world, port, queue):
         optimizer.step()
     if rank == 0:
         queue.put([p.detach().numpy().copy() for p in model.parameters()])
+    del parallel, optimizer
+    torch.distributed.barrier()  # or one closes the connection while the other still uses it, which aborts at times
     torch.distributed.destroy_process_group()
 
 
