@@ -9,10 +9,10 @@ export OMP_NUM_THREADS = 1
 
 .PHONY: demo test lint benchmark clean
 
-$(DONE): pyproject.toml constraints.txt Makefile
+$(DONE): pyproject.toml studies/pyproject.toml constraints.txt Makefile
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet $(PIP_OPTIONS) -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet $(PIP_OPTIONS) -c constraints.txt -e '.[dev]' -e './studies'
 	touch $@
 
 demo: $(DONE)

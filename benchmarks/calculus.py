@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.func import jacrev, vmap
 
 from nablanets import GradientMap, GradNetC, GradNetM
-from nablanets.experiments.costs import interleaved_times
+from nablanets_studies.machinery.costs import interleaved_times
 from timing import QUICK, one_thread, print_table
 
 ValueAndLogdet = Callable[[GradientMap, Tensor], tuple[Tensor, Tensor]]

@@ -13,8 +13,8 @@ from collections.abc import Callable
 import torch
 
 from nablanets import GradNetC, GradNetM, fit
-from nablanets.problems.fields import ConvexField
-from nablanets.training import FitSettings, fit_many
+from nablanets.fitting import FitSettings, fit_many
+from nablanets_studies.problems.fields import ConvexField
 
 BUILD = {
     "GradNetC(100)": lambda: GradNetC(2, 7, 4, activation="tanh", monotone=True, linear=False),

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from nablanets import GradNetC, GradNetM
-from nablanets.baselines import ICNN, MLP, count_parameters, match_parameters
-from nablanets.parameters import softplus
+from nablanets.parameters import count_parameters, softplus
+from nablanets_studies.baselines import ICNN, MLP, match_parameters
 from timing import QUICK, median_time, one_thread, print_table
 
 

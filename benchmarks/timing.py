@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from nablanets.experiments.costs import interleaved_times
+from nablanets_studies.machinery.costs import interleaved_times
 
 QUICK = "--quick" in sys.argv
 

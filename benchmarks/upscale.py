@@ -19,10 +19,10 @@ import numpy as np
 from PIL import Image
 
 from nablanets.cli import main
-from nablanets.images.metrics import quality
-from nablanets.images.models import Bicubic
-from nablanets.images.photographs import embedded_photographs, packaged_files, packaged_photographs
-from nablanets.images.upscale import packaged_upscaler
+from nablanets_studies.images.metrics import quality
+from nablanets_studies.images.models import Bicubic
+from nablanets_studies.images.photographs import embedded_photographs, packaged_files, packaged_photographs
+from nablanets_studies.images.upscale import packaged_upscaler
 
 
 def gains() -> None:

@@ -26,9 +26,9 @@ from nablanets import (
     pair_forces,
 )
 from nablanets.activations import ACTIVATIONS, GroupActivation
-from nablanets.baselines import MLP, convex_ridge, icnn_gradient, mlp_potential
 from nablanets.dynamics import Kinetic
 from nablanets.maps import Constant, PairLaw, distances_from, generated_group
+from nablanets_studies.baselines import MLP, convex_ridge, icnn_gradient, mlp_potential
 
 
 class Case(NamedTuple):

@@ -22,13 +22,13 @@ from nablanets import (
     potential_between,
     verify,
 )
-from nablanets.baselines import icnn_gradient
 from nablanets.errors import ConvergenceError, ExportError, InvalidInputError, SingularJacobianError
 from nablanets.maps import Sum
 from nablanets.newton import solve_monotone
 from nablanets.parameters import inverse_softplus
-from nablanets.problems.piecewise import PiecewiseQuadratic
-from nablanets.training import initialise_from_data
+from nablanets.starts import initialise_from_data
+from nablanets_studies.baselines import icnn_gradient
+from nablanets_studies.problems.piecewise import PiecewiseQuadratic
 from tests import checks
 from tests.cases import CASES, D
 

@@ -17,9 +17,9 @@ import torch
 import typer.main
 
 from nablanets import GradNetC, GradNetM, load
-from nablanets.baselines import MLP
 from nablanets.cli import app, main
 from nablanets.serialization import save
+from nablanets_studies.baselines import MLP
 
 
 def call(capsys, *arguments: object) -> tuple[int, str, str]:

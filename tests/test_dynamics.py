@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from nablanets import ConditionalGradNet, GradNetC, GradNetM, Quadratic, fit, load
-from nablanets.baselines import MLP, mlp_potential
 from nablanets.dynamics import (
     ORDERS,
     FieldSystem,
@@ -33,6 +32,7 @@ from nablanets.dynamics.verify import (
 )
 from nablanets.errors import ConvergenceError, InvalidInputError, ShapeError, UnknownNameError, VerificationError
 from nablanets.verify import autodiff_jacobian
+from nablanets_studies.baselines import MLP, mlp_potential
 
 SYMPLECTIC = [*SPLITTINGS, *GAUSS]
 SYMMETRIC = [name for name in SYMPLECTIC if name != "symplectic-euler"]

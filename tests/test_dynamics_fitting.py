@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from nablanets import ConditionalGradNet, GradNetC, Quadratic, fit
-from nablanets.baselines import MLP
 from nablanets.dynamics import (
     ConditionalHamiltonian,
     FieldSystem,
@@ -25,7 +24,8 @@ from nablanets.dynamics import (
 )
 from nablanets.dynamics.targets import DerivativeTargets, PositionTargets, TrajectoryTargets
 from nablanets.errors import InvalidInputError, ShapeError
-from nablanets.problems.mechanics import Pendulum
+from nablanets_studies.baselines import MLP
+from nablanets_studies.problems.mechanics import Pendulum
 
 QUIET = {"progress": False, "batch_size": 200}
 

@@ -13,16 +13,16 @@ from torch.testing import assert_close
 
 from nablanets.dynamics import SecondOrder, integrate
 from nablanets.errors import DataFileError, InvalidInputError, UnknownNameError
-from nablanets.experiments import find_experiment
-from nablanets.experiments.dynamics.molecule_arms import MoleculeConfig
-from nablanets.experiments.dynamics.molecule_measures import molecular_dynamics, scan_work
-from nablanets.experiments.dynamics.solar_arms import SolarConfig, load
-from nablanets.experiments.report import write_report
-from nablanets.experiments.runner import run_experiment
 from nablanets.maps import Quadratic
-from nablanets.problems import ephemeris
-from nablanets.problems.ephemeris import BODIES, INVERSE_MASSES, KILOMETRES, SUN_GM, load_ephemeris
-from nablanets.problems.molecules import BOLTZMANN, MASS_UNIT, load_ethanol, turned
+from nablanets_studies.catalog import find_experiment
+from nablanets_studies.dynamics.molecule_arms import MoleculeConfig
+from nablanets_studies.dynamics.molecule_measures import molecular_dynamics, scan_work
+from nablanets_studies.dynamics.solar_arms import SolarConfig, load
+from nablanets_studies.machinery.report import write_report
+from nablanets_studies.machinery.runner import run_experiment
+from nablanets_studies.problems import ephemeris
+from nablanets_studies.problems.ephemeris import BODIES, INVERSE_MASSES, KILOMETRES, SUN_GM, load_ephemeris
+from nablanets_studies.problems.molecules import BOLTZMANN, MASS_UNIT, load_ethanol, turned
 
 # One worker runs this module, so that its runs are made once.
 pytestmark = pytest.mark.xdist_group("forces")

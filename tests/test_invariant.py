@@ -9,12 +9,13 @@ import torch
 from torch.testing import assert_close
 
 from nablanets import CoordinatePullback, GradientMap, GradNetC, GradNetM, load, odd, pair_forces
-from nablanets.baselines import MLP, CoordinateField, mlp_potential
 from nablanets.errors import InvalidInputError, ShapeError
+from nablanets.fitting import error, fit
 from nablanets.maps import PairAcceleration, PairLaw, Quadratic, distances_from, pair_distances, pair_permutations
 from nablanets.serialization import save
-from nablanets.training import error, fit, solve_outer, solve_ridge, standardised_inside
+from nablanets.starts import solve_outer, solve_ridge, standardised_inside
 from nablanets.verify import circulations, symmetry_error
+from nablanets_studies.baselines import MLP, CoordinateField, mlp_potential
 
 PARTICLES, ALIKE = 4, [(1, 2, 3)]
 

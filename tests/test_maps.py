@@ -8,8 +8,8 @@ from torch import nn
 from torch.testing import assert_close
 
 from nablanets import GradNetC, GradNetM, Quadratic, from_potential, verify
-from nablanets.baselines import count_parameters
 from nablanets.errors import InvalidInputError, ShapeError
+from nablanets.parameters import count_parameters
 
 
 def test_published_sizes():

@@ -11,13 +11,14 @@ from torch import nn
 from torch.testing import assert_close
 
 from nablanets import GradNetC, GradNetM, GradNetMixture, Quadratic, SobolevTargets, fit
-from nablanets.baselines import MLP
 from nablanets.errors import InvalidInputError, ShapeError, UnknownNameError
-from nablanets.problems.fields import ConvexField, NonconvexField
-from nablanets.training import FitSettings, decibels, error, fit_best_start, fit_many, initialise_from_data, solve_outer
-from nablanets.training.levenberg import Levenberg
-from nablanets.training.optimizers import resolve
-from nablanets.training.stack import Stack
+from nablanets.fitting import FitSettings, decibels, error, fit_best_start, fit_many
+from nablanets.fitting.levenberg import Levenberg
+from nablanets.fitting.optimizers import resolve
+from nablanets.fitting.stack import Stack
+from nablanets.starts import initialise_from_data, solve_outer
+from nablanets_studies.baselines import MLP
+from nablanets_studies.problems.fields import ConvexField, NonconvexField
 
 
 def _samples(field, count=2000, seed=0):

@@ -7,11 +7,12 @@ import torch
 from torch.testing import assert_close
 
 from nablanets import Quadratic, load, verify
-from nablanets.baselines import AffineField
 from nablanets.errors import InvalidInputError, ShapeError
-from nablanets.problems.piecewise import HIGH_DIMENSIONAL, PiecewiseQuadratic, piecewise_matrices
-from nablanets.training import decibels, error, fit_pieces, identify_pieces
-from nablanets.training.gating import count_stored, fit_gate
+from nablanets.fitting import decibels, error
+from nablanets.pieces import fit_pieces, identify_pieces
+from nablanets.pieces.gating import count_stored, fit_gate
+from nablanets_studies.baselines import AffineField
+from nablanets_studies.problems.piecewise import HIGH_DIMENSIONAL, PiecewiseQuadratic, piecewise_matrices
 
 
 @pytest.mark.parametrize("name", HIGH_DIMENSIONAL)

@@ -22,8 +22,8 @@ from nablanets import (
 )
 from nablanets.activations import ACTIVATIONS, GroupActivation
 from nablanets.activations.spline import Spline
-from nablanets.baselines import convex_ridge, icnn_gradient, mlp_potential
 from nablanets.maps import Constant, generated_group
+from nablanets_studies.baselines import convex_ridge, icnn_gradient, mlp_potential
 
 DTYPE = torch.float64
 ELEMENTWISE = [name for name, cls in ACTIVATIONS.items() if not issubclass(cls, GroupActivation)]

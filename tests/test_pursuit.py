@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from nablanets import GradNetC, GradNetM
-from nablanets.baselines import AffineField
 from nablanets.errors import InvalidInputError
-from nablanets.training import error, initialise_ridges, pursue_ridges
+from nablanets.fitting import error
+from nablanets.starts import initialise_ridges, pursue_ridges
+from nablanets_studies.baselines import AffineField
 
 D = 16
 

@@ -14,7 +14,7 @@ from torch.testing import assert_close
 from nablanets import GradientResidual, add_gradient_residuals
 from nablanets.errors import InvalidInputError
 from nablanets.residual import ResidualHistory, neighbour_cosines, residual_statistics
-from nablanets.residual.theory import BandLimited, opposite_gradients
+from nablanets_studies.residual.theory import BandLimited, opposite_gradients
 from tests.residual_models import EDSR, ResNet, Transformer, plain_mlp
 
 

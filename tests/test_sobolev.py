@@ -9,8 +9,8 @@ from torch.testing import assert_close
 
 from nablanets import GradNetC, GradNetM, SobolevTargets, fit
 from nablanets.errors import InvalidInputError, ShapeError
-from nablanets.problems.fields import ConvexField
-from nablanets.training import error
+from nablanets.fitting import error
+from nablanets_studies.problems.fields import ConvexField
 
 DTYPE = torch.float64
 

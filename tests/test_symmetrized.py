@@ -9,10 +9,10 @@ import torch
 from torch.testing import assert_close
 
 from nablanets import GradNetC, GradNetM, Symmetrized, load, odd
-from nablanets.baselines import mlp_potential
 from nablanets.errors import InvalidInputError, ShapeError
 from nablanets.maps import Constant, generated_group
 from nablanets.operators import StructuredOperator
+from nablanets_studies.baselines import mlp_potential
 
 DTYPE = torch.float64
 

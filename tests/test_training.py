@@ -9,9 +9,10 @@ import torch
 from torch.testing import assert_close
 
 from nablanets import GradNetC, GradNetM, Quadratic, fit
-from nablanets.baselines import MLP, AffineField
 from nablanets.errors import InvalidInputError, ModelFileError, ShapeError, UnknownNameError
-from nablanets.training import FitSettings, decibels, error, initialise_affine, standardised
+from nablanets.fitting import FitSettings, decibels, error
+from nablanets.starts import initialise_affine, standardised
+from nablanets_studies.baselines import MLP, AffineField
 
 
 def _data(n=400, d=2, seed=0):

@@ -1,8 +1,9 @@
 """Neural networks that are gradients, and layers that carry them."""
 
-from nablanets import baselines, verify
+from nablanets import verify
 from nablanets.activations import ElementwiseActivation, GroupActivation, GroupDerivative, register_activation
 from nablanets.errors import NablaError
+from nablanets.fitting import FitResult, FitSettings, SobolevTargets, fit
 from nablanets.interop import Exported, export
 from nablanets.maps import (
     ConditionalGradNet,
@@ -29,9 +30,8 @@ from nablanets.operators import SymmetricOperator
 from nablanets.quadrature import potential_between
 from nablanets.residual import GradientResidual, add_gradient_residuals, remove_gradient_residuals
 from nablanets.serialization import load, savable
-from nablanets.training import FitResult, FitSettings, SobolevTargets, fit
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "ConditionalGradNet",
@@ -60,7 +60,6 @@ __all__ = [
     "SymmetricOperator",
     "Symmetrized",
     "add_gradient_residuals",
-    "baselines",
     "constrain",
     "export",
     "fit",

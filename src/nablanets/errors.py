@@ -48,6 +48,10 @@ class DataFileError(NablaError):
     """A data file cannot be read or written."""
 
 
+class MissingPackageError(InvalidInputError):
+    """Something needs a package that is not installed."""
+
+
 class ExportError(NablaError):
     """A map cannot be written for another program."""
 

@@ -1,4 +1,4 @@
-"""Parametrisations shared by all maps: how a free tensor becomes a sign-constrained one."""
+"""Parameters of all maps: how a free tensor becomes a sign-constrained one, how weights lie in memory, how many."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import overload
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 # Above this value softplus(z) = z to the last bit of float64, and exp does not overflow in float32.
 _SOFTPLUS_THRESHOLD = 60.0
@@ -49,3 +49,12 @@ def units_last(weight: Tensor) -> Tensor:
 def constrained(raw: Tensor, *, nonnegative: bool) -> Tensor:
     """softplus(raw) where the sign is constrained, else raw itself."""
     return softplus(raw) if nonnegative else raw
+
+
+def count_parameters(module: nn.Module) -> int:
+    """The number of trainable numbers in a module.
+
+    >>> count_parameters(nn.Linear(3, 2))
+    8
+    """
+    return sum(p.numel() for p in module.parameters() if p.requires_grad)

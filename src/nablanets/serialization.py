@@ -8,10 +8,12 @@ are part of the weights), other registered modules, or lists of these.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast
 
@@ -24,7 +26,20 @@ from nablanets.errors import ModelFileError, NablaError
 
 FORMAT = "1"
 _HEADER = "nablanets"
+#: Entry points by which another distribution tells where its registered classes are: name = "module:class".
+ENTRY_POINTS = "nablanets.architectures"
 _registry: dict[str, type[nn.Module]] = {}
+#: Where the library's registered classes are that ``import nablanets`` does not import.
+_HOMES = {
+    "ConditionalHamiltonian": "nablanets.dynamics.systems",
+    "FieldSystem": "nablanets.dynamics.systems",
+    "HamiltonianSystem": "nablanets.dynamics.systems",
+    "Kinetic": "nablanets.dynamics.kinetic",
+    "PortHamiltonian": "nablanets.dynamics.port",
+    "SecondOrder": "nablanets.dynamics.second_order",
+    "SeparableHamiltonian": "nablanets.dynamics.systems",
+    "SympNet": "nablanets.dynamics.sympnet",
+}
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -98,11 +113,32 @@ def _encode_value(value: Any, owner: str) -> Any:
 
 
 def decode(description: dict[str, Any]) -> nn.Module:
-    """Rebuild a module (with arbitrary weights) from what :func:`encode` returned."""
-    cls = _registry.get(description["type"])
-    if cls is None:
-        raise ModelFileError(f"unknown architecture {description['type']!r}. Known: {', '.join(sorted(_registry))}.")
+    """Rebuild a module (with arbitrary weights) from what :func:`encode` returned.
+
+    Raises:
+        ModelFileError: no class of that name is registered, by the library or by a distribution beside it.
+    """
+    cls = _find(description["type"])
     return cls(**{k: _decode_value(v) for k, v in description["arguments"].items()})
+
+
+def _find(name: str) -> type[nn.Module]:
+    """The class registered under a name; its module is imported if a table or an entry point tells where it is.
+
+    The file says only the name. Which module is imported for it is decided by what is installed here.
+    """
+    if name not in _registry and name in _HOMES:
+        importlib.import_module(_HOMES[name])
+    if name not in _registry:
+        for entry in entry_points(group=ENTRY_POINTS, name=name):
+            entry.load()
+    if name not in _registry:
+        known = sorted({*_registry, *_HOMES, *(entry.name for entry in entry_points(group=ENTRY_POINTS))})
+        raise ModelFileError(
+            f"unknown architecture {name!r}. Known: {', '.join(known)}. Import the module that defines it first; "
+            "networks of the studies need nablanets-studies: pip install 'nablanets[studies]'."
+        )
+    return _registry[name]
 
 
 def _decode_value(value: Any) -> Any:

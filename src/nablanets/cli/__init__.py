@@ -1,4 +1,4 @@
-"""The command line: `nablanets` and `python -m nablanets`; one module per group of commands."""
+"""The command line: `nablanets` and `python -m nablanets`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from nablanets.cli import data, experiments, models, pictures, training
 from nablanets.cli.app import app
 from nablanets.errors import NablaError
 
@@ -21,4 +20,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(2)
 
 
-__all__ = ["app", "data", "experiments", "main", "models", "pictures", "training"]
+__all__ = ["app", "main"]

@@ -11,16 +11,17 @@ import torch
 import typer
 
 from nablanets import verify as verification
-from nablanets.baselines import count_parameters
-from nablanets.cli.app import app, console
+from nablanets.cli.app import console
 from nablanets.errors import InvalidInputError, ShapeError
+from nablanets.fitting import decibels, error
+from nablanets.fitting import fit as fit_network
+from nablanets.fitting.settings import FitSettings
 from nablanets.interop import export as export_map
 from nablanets.maps import GradientMap, GradNetC, GradNetM
+from nablanets.parameters import count_parameters
 from nablanets.serialization import load, save
+from nablanets.starts import standardised
 from nablanets.tables import read_table, select_columns, write_table
-from nablanets.training import decibels, error, standardised
-from nablanets.training import fit as fit_network
-from nablanets.training.settings import FitSettings
 
 _MAPS = {"gradnet-c": GradNetC, "gradnet-m": GradNetM}
 
@@ -28,7 +29,6 @@ XColumns = Annotated[str | None, typer.Option(help="Comma-separated point column
 GColumns = Annotated[str | None, typer.Option(help="Comma-separated gradient columns; g1..gd if not given.")]
 
 
-@app.command()
 def fit(
     file: Annotated[Path, typer.Argument(help="CSV, NPZ or Parquet with points x1..xd and gradients g1..gd.")],
     out: Annotated[Path, typer.Option(help="Model file to write (.safetensors).")],
@@ -76,7 +76,6 @@ def _build(network: str, features: int, hidden: int, depth: int, activation: str
     return _MAPS[network](features, hidden, depth, **options)
 
 
-@app.command("apply")
 def apply_model(
     model: Path,
     file: Annotated[Path, typer.Argument(help="CSV, NPZ or Parquet with points x1..xd.")],
@@ -102,7 +101,6 @@ def apply_model(
         console.print(f"error against the gradients in the file: {decibels(relative):.2f} dB of their mean square")
 
 
-@app.command()
 def verify(
     model: Path,
     file: Annotated[
@@ -120,7 +118,6 @@ def verify(
         raise typer.Exit(1)
 
 
-@app.command()
 def export(
     model: Path,
     format: Annotated[str, typer.Option(help="numpy (.py and .weights.npz), onnx (.onnx), or torch (two .pt2).")],

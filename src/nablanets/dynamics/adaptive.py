@@ -8,8 +8,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from nablanets.dynamics.reference import reference_trajectory
 from nablanets.errors import InvalidInputError
-from nablanets.problems.reference import reference_trajectory
 
 
 class Flow(Protocol):

@@ -12,7 +12,7 @@ from nablanets.dynamics.kinetic import Kinetic
 from nablanets.dynamics.systems import HamiltonianSystem, SeparableHamiltonian, System, rotate_back
 from nablanets.dynamics.targets import DerivativeTargets, PositionTargets, TrajectoryTargets
 from nablanets.errors import InvalidInputError, ShapeError
-from nablanets.training import FitResult, SobolevTargets, fit
+from nablanets.fitting import FitResult, SobolevTargets, fit
 
 # Coefficients of second differences q'' h^2 by order of accuracy, from the middle outwards.
 _SECOND = {2: (-2.0, 1.0), 4: (-5 / 2, 4 / 3, -1 / 12), 6: (-49 / 18, 3 / 2, -3 / 20, 1 / 90)}

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from nablanets.dynamics.integrate import integrate
 from nablanets.dynamics.systems import HamiltonianSystem, SeparableHamiltonian, System
 from nablanets.errors import InvalidInputError, ShapeError, check_finite
-from nablanets.training.objective import PackedTargets
+from nablanets.fitting.objective import PackedTargets
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,21 @@
+"""Fitting networks to samples."""
+
+from nablanets.fitting.loop import fit
+from nablanets.fitting.many import Member, fit_many
+from nablanets.fitting.multistart import fit_best_start
+from nablanets.fitting.objective import error
+from nablanets.fitting.settings import FitResult, FitSettings, HistoryRow, decibels
+from nablanets.fitting.sobolev import SobolevTargets
+
+__all__ = [
+    "FitResult",
+    "FitSettings",
+    "HistoryRow",
+    "Member",
+    "SobolevTargets",
+    "decibels",
+    "error",
+    "fit",
+    "fit_best_start",
+    "fit_many",
+]
