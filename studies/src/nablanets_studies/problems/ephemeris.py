@@ -98,7 +98,7 @@ def load_ephemeris(path: str | Path | None = None) -> Ephemeris:
 def read_spk(path: str | Path, times: NDArray[np.float64]) -> Ephemeris:
     """Evaluate an SPK file such as DE421 (PyPI skyfield-data: skyfield_data/data/de421.bsp) at Julian dates.
 
-    Needs ``jplephem`` (``pip install 'nablanets[ephemeris]'``).
+    Needs ``jplephem`` (``pip install 'nablanets-studies[ephemeris]'``).
 
     Raises:
         DataFileError: the file is missing or no SPK file, a time lies outside it, or jplephem is not installed.
@@ -106,7 +106,7 @@ def read_spk(path: str | Path, times: NDArray[np.float64]) -> Ephemeris:
     try:
         from jplephem.spk import SPK  # noqa: PLC0415
     except ImportError as error:
-        raise DataFileError("reading SPK files needs jplephem: pip install 'nablanets[ephemeris]'.") from error
+        raise DataFileError("reading SPK files needs jplephem: pip install 'nablanets-studies[ephemeris]'.") from error
     try:
         kernel = SPK.open(str(path))
     except (OSError, ValueError) as error:
