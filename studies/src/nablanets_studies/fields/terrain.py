@@ -94,6 +94,7 @@ class TerrainExperiment(Experiment[TerrainConfig]):
 
     name = "terrain"
     summary = "Reconstruct real elevations from slopes measured at a fifth of the cells."
+    template = "terrain.md.j2"
     presets = {  # noqa: RUF012
         "quick": TerrainConfig(seconds=9.0),
         "paper": TerrainConfig(seconds=20.0),
@@ -169,29 +170,6 @@ class TerrainExperiment(Experiment[TerrainConfig]):
         return match_parameters(
             lambda width: mlp_potential(2, width, 2, activation="sine", frequency=frequency), count_parameters(net)
         )
-
-    def notes(self, config: TerrainConfig) -> list[str]:
-        return [
-            "The elevation model of the Jacksboro fault that ships with matplotlib (344 x 403 cells of 93 x 74 m; 236 to "
-            f"1076 m). Slopes are central differences of the elevations; {config.fraction:.0%} of the cells are "
-            f"measured, without noise and with {config.noise:.0%} Gaussian noise. This experiment is ours, not the "
-            "papers'.",
-            "Elevations are known from slopes up to a constant, which is removed. gradnet and mlp-potential have a "
-            "potential, which is the elevation; the MLP's field has none, so it is integrated on the grid by least "
-            "squares (Poisson), as is the piecewise cubic interpolation of the scattered slopes. Central differences "
-            "lose the finest structure: integrating the true slopes at all cells leaves 3.6 m. Slope errors "
-            "are at the cells that were not measured, in dB of their mean square. Loop integrals are circulations over "
-            "(perimeter x largest slope).",
-            f"gradnet is a GradNet-M with one module of {config.directions} units, whose activation is a learnable "
-            f"spline of {config.knots} knots per unit, with fixed, evenly spread directions: a sum of ridge "
-            "functions with free profiles, so its fit is a linear problem. All networks have at most its number of parameters and train for "
-            f"{config.seconds:.0f} s on one thread with the same batch size and cosine decay. The baselines use sine "
-            "activations with first-layer frequencies spread over all scales; with tanh, GELU or a single scale they "
-            "were worse in trial runs. Only gradnet has an L2 penalty; none was tried for the baselines.",
-            "Caution: rates, frequencies and the penalty were chosen in trial runs on seed 0 by looking at held-out slopes "
-            "and elevation, for gradnet and the baselines alike, not on validation data alone (docs/log.md). Seed 0 is "
-            "among the seeds reported here.",
-        ]
 
     def pictures(self, config: TerrainConfig, run: RunFolder) -> Iterator[Picture]:
         terrain = load_terrain(config.stride)

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
 
 from matplotlib.figure import Figure
 from torch import nn
@@ -15,9 +15,8 @@ from torch import nn
 from nablanets.errors import InvalidInputError, unknown_name
 from nablanets.fitting.loop import Report
 from nablanets.fitting.settings import HistoryRow
-
-if TYPE_CHECKING:
-    from nablanets_studies.machinery.store import RunFolder
+from nablanets_studies.machinery.prose import Prose
+from nablanets_studies.machinery.store import RunFolder
 
 
 class Column(NamedTuple):
@@ -68,9 +67,13 @@ SeedReport = Callable[[int, HistoryRow], None]
 class Experiment(ABC, Generic[C]):
     """A study with a name that the command line knows.
 
+    Its prose is a template, see :mod:`nablanets_studies.machinery.prose`: the section "Protocol" says what is done and
+    what is whose choice; the section "Conclusions", where there is one, says what follows from the numbers of a run.
+
     Attributes:
         name: on the command line.
         summary: one line.
+        template: file name of the template, beside the module of the class.
         presets: complete configurations by name.
         seeds: default number of seeds by preset.
         columns: the metrics of the results table.
@@ -78,6 +81,7 @@ class Experiment(ABC, Generic[C]):
 
     name: str
     summary: str
+    template: str
     presets: dict[str, C]
     seeds: dict[str, int]
     columns: Sequence[Column]
@@ -101,17 +105,33 @@ class Experiment(ABC, Generic[C]):
     def pictures(self, config: C, run: RunFolder) -> Iterator[Picture]:
         """The figures of the report, from the models and metrics in the run folder."""
 
-    @abstractmethod
-    def notes(self, config: C) -> list[str]:
-        """Paragraphs for the report: the protocol, what is the paper's and what is our choice."""
-
     def sheets(self, config: C, run: RunFolder) -> list[Sheet]:
         """Further tables of the report; none unless an experiment has them."""
         return []
 
+    def facts(self, config: C) -> object:
+        """What the section "Protocol" needs beside experiment and configuration, as ``facts``; nothing as a rule."""
+        return None
+
+    def findings(self, config: C, run: RunFolder) -> object:
+        """What follows from the numbers of a run, in types: what the section "Conclusions" knows as ``found``."""
+        return None
+
+    def notes(self, config: C) -> list[str]:
+        """Paragraphs for the report: the protocol, what is the paper's and what is our choice."""
+        return self.prose.paragraphs("protocol", experiment=self, config=config, facts=self.facts(config))
+
     def conclusions(self, config: C, run: RunFolder) -> list[str]:
-        """What follows from the numbers, written from them; nothing unless an experiment draws any."""
-        return []
+        """What follows from the numbers, in words; nothing unless the template has that section."""
+        if "conclusions" not in self.prose:
+            return []
+        found = self.findings(config, run)
+        return self.prose.paragraphs("conclusions", experiment=self, config=config, found=found)
+
+    @property
+    def prose(self) -> Prose:
+        package, _, _ = type(self).__module__.rpartition(".")
+        return Prose.of(package, self.template)
 
     def preset(self, name: str) -> C:
         if name not in self.presets:

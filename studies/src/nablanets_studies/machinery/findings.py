@@ -1,4 +1,4 @@
-"""Sentences that follow from numbers: what the conclusions of a report are written with."""
+"""Numbers that follow from the rows of a run: summaries over seeds, leads of one arm over another, tables."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from nablanets_studies.machinery.base import Column, Sheet
+from nablanets_studies.machinery.prose import listing
 from nablanets_studies.machinery.store import Row
+
+__all__ = ["Lead", "Summary", "lead", "listing", "lowest", "sheet", "summaries"]
 
 
 class Summary(NamedTuple):
@@ -40,24 +43,45 @@ def lowest(values: Mapping[str, Summary]) -> str:
     return min(values, key=lambda arm: values[arm].mean)
 
 
-def lead(ours: Summary, theirs: Summary, unit: str) -> str:
-    """By how much the first is lower than the second, or higher, and whether that exceeds the spread over seeds.
+class Lead(NamedTuple):
+    """By how much one summary is lower than another, and whether that exceeds the spread over seeds.
 
-    >>> lead(Summary(-50.0, 1.0, 5), Summary(-40.0, 1.0, 5), "dB")
-    'ahead by 10.0 dB, more than the spread over seeds'
+    The macro ``lead`` of the template sentences.md.j2 says it in words.
+
+    Attributes:
+        gap: mean of theirs minus mean of ours; positive if ours is lower.
+        spread: the standard deviations of both, as of independent numbers.
+        several_seeds: whether both have one.
+
+    >>> Lead.of(Summary(-50.0, 1.0, 5), Summary(-40.0, 1.0, 5)).exceeds_spread
+    True
+    """
+
+    gap: float
+    spread: float
+    several_seeds: bool
+
+    @classmethod
+    def of(cls, ours: Summary, theirs: Summary) -> Lead:
+        spread = math.hypot(ours.deviation, theirs.deviation)
+        several_seeds = min(ours.seeds, theirs.seeds) > 1
+        return cls(theirs.mean - ours.mean, spread, several_seeds)
+
+    @property
+    def exceeds_spread(self) -> bool:
+        return abs(self.gap) > self.spread
+
+
+def lead(ours: Summary, theirs: Summary, unit: str) -> str:
+    """The words of the macro ``lead``, for pages whose sentences are not in templates yet.
+
     >>> lead(Summary(-40.0, 3.0, 5), Summary(-41.0, 1.0, 5), "dB")
     'behind by 1.0 dB, within the spread over seeds'
     """
-    gap = theirs.mean - ours.mean
-    noise = math.hypot(ours.deviation, theirs.deviation)
-    known = min(ours.seeds, theirs.seeds) > 1
-    remark = "more than the spread over seeds" if abs(gap) > noise else "within the spread over seeds"
-    return f"{'ahead' if gap > 0 else 'behind'} by {abs(gap):.1f} {unit}, {remark if known else 'from one seed'}"
-
-
-def listing(names: Sequence[str], none: str = "none") -> str:
-    """Names with commas, or the word for no names."""
-    return ", ".join(names) if names else none
+    found = Lead.of(ours, theirs)
+    remark = "more than the spread over seeds" if found.exceeds_spread else "within the spread over seeds"
+    side = "ahead" if found.gap > 0 else "behind"
+    return f"{side} by {abs(found.gap):.1f} {unit}, {remark if found.several_seeds else 'from one seed'}"
 
 
 def sheet(title: str, columns: Sequence[Column], rows: Sequence[Row]) -> Sheet:

@@ -79,7 +79,7 @@ def write_report(experiment: Experiment[Any], config: Any, run: RunFolder) -> Pa
 
 
 def _template() -> jinja2.Template:
-    loader = jinja2.PackageLoader("nablanets_studies.catalog", "templates")
+    loader = jinja2.PackageLoader("nablanets_studies.machinery", "templates")
     return jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined).get_template(
         "report.html.j2"
     )
