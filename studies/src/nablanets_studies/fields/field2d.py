@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -27,15 +28,29 @@ from nablanets_studies.machinery.plots import learning_curves, panels
 from nablanets_studies.machinery.store import RunFolder
 from nablanets_studies.problems.fields import Field2D, unit_grid
 
-#: Published results of the authors' nets, recomputed from their weights: convex and nonconvex, C and M.
-PUBLISHED = {"convex": "C -49.05 ± 0.96, M -48.65 ± 4.87", "nonconvex": "C -42.17 ± 3.98, M -39.53 ± 3.45"}
-#: The published accuracy in dB, to which the times of all arms are compared.
-LEVELS = {"convex": -49.0, "nonconvex": -42.0}
+
+class Published(NamedTuple):
+    """What the authors' networks reach on a field, recomputed from their weights.
+
+    Attributes:
+        published: errors of C and M in dB, in words.
+        level: the accuracy in dB to which the times of all arms are compared.
+    """
+
+    published: str
+    level: float
+
+
+PUBLISHED = {
+    "convex": Published("C -49.05 ± 0.96, M -48.65 ± 4.87", -49.0),
+    "nonconvex": Published("C -42.17 ± 3.98, M -39.53 ± 3.45", -42.0),
+}
 
 
 class Field2DExperiment(Experiment[Field2DConfig]):
     """Learn a field of the unit square from samples, with the published nets and baselines of their size."""
 
+    template = "field2d.md.j2"
     presets = {  # noqa: RUF012
         "quick": Field2DConfig(
             samples=20_000,
@@ -60,7 +75,7 @@ class Field2DExperiment(Experiment[Field2DConfig]):
         self.columns = (
             Column("test_db", "test error [dB]"),
             Column("max_error", "largest error", ".4f"),
-            Column("seconds_to_level", f"s to {LEVELS[field.name]:.0f} dB", ".2f"),
+            Column("seconds_to_level", f"s to {PUBLISHED[field.name].level:.0f} dB", ".2f"),
             Column("reached", "got there", ".1f"),
             Column("asymmetry", "asymmetry of J", ".0e"),
         )
@@ -82,7 +97,7 @@ class Field2DExperiment(Experiment[Field2DConfig]):
             model, result = train_arm(config, arm, seed, train, validation, monotone=self.field.convex)
             for row in result.history:
                 report(row)
-            seconds, timing = result.seconds, time_to_level(result, LEVELS[self.field.name])
+            seconds, timing = result.seconds, time_to_level(result, PUBLISHED[self.field.name].level)
         x = unit_grid(config.test_side).flatten(0, 1)
         g = self.field.gradient(x)
         with torch.no_grad():
@@ -96,40 +111,8 @@ class Field2DExperiment(Experiment[Field2DConfig]):
         parameters = 6 if arm == "affine" else count_parameters(model)
         return PartResult(model, parameters, seconds, metrics)
 
-    def notes(self, config: Field2DConfig) -> list[str]:
-        monotone = "monotone" if self.field.convex else "not monotone"
-        return [
-            f"The field is the gradient of {self.field.formula}, on the unit square; the error is 10 log10 of the mean "
-            f"of ||f(x) - f*(x)||² over a {config.test_side} x {config.test_side} grid.",
-            "From the authors' code: GradNet-C with h = 7, L = 4 and tanh (100 parameters), GradNet-M with four softmax "
-            f"modules of h = 7 (94), both without linear term and here {monotone}; 100,000 points, batches of 1000, 200 "
-            "epochs (20,000 steps) of Adam at 5e-3, the best checkpoint by validation, five trials. Their results, "
-            f"recomputed from their weights: {PUBLISHED[self.field.name]} dB.",
-            "Our choices: the start of the weights (in C beta in [1, 3] and each bend at a random training point; in M "
-            "t such that t W x has standard deviation 1.35 and, where not monotone, modules of alternating sign), the "
-            f"validation points, and that every other network is the best of {config.starts} starts by validation error after "
-            f"{config.start_steps} steps each, all within the {config.steps:,} steps (single starts of C scatter by 4 dB "
-            "on the nonconvex field, docs/log.md). This run: "
-            f"{config.samples:,} points, {config.steps:,} steps, {config.schedule} learning rate. Each "
-            "baseline is the widest with at most 100 parameters (two hidden layers; one for convex-ridge) and takes, for "
-            f"each seed, the better of the rates {config.baseline_rates} by validation error; the gradient networks "
-            f"use {config.learning_rate} only. “affine” is the best affine field by least squares.",
-            f"The arms that end in -lm are the same networks trained by Levenberg-Marquardt in float64 (ours): "
-            f"{config.lm_starts} starts on {config.lm_samples} samples each; every {config.lm_halving} iterations the "
-            f"better half by validation error goes on and the samples are doubled; {config.lm_iterations} iterations. These "
-            "numbers come from validation errors of seeds 100 to 103 (docs/log.md). The arms paper-c and paper-m are the published "
-            "protocol with the authors' start of the weights (M's scales are assumed to start like C's), from a single start; with fewer than 20,000 steps they "
-            "are cut short.",
-            f"“s to {LEVELS[self.field.name]:.0f} dB” is the training time until the validation error first passed the "
-            "published mean; runs that never did (see “got there”, the fraction that did) count with all their "
-            "time, so there the number is a lower bound.",
-            "Caution: the form of the gradient networks' start was chosen among about 25 by test error on seeds drawn like "
-            "these, while the baselines keep their usual start and tune only the rate; this favours the gradient "
-            "networks (docs/log.md).",
-            "“Asymmetry” is the largest |J - J'| over the largest |J| at 104 test points: rounding for gradients, "
-            "anything for an MLP. ICNN and convex-ridge are gradients of convex functions, so they cannot fit the "
-            "nonconvex field.",
-        ]
+    def facts(self, config: Field2DConfig) -> Published:
+        return PUBLISHED[self.field.name]
 
     def pictures(self, config: Field2DConfig, run: RunFolder) -> Iterator[Picture]:
         arms = [arm for arm in self.arms(config) if (arm, 0) in run.finished()]

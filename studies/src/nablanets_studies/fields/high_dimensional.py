@@ -90,9 +90,18 @@ _STARTS: dict[str, Callable[[GradNetC | GradNetM, Tensor, Tensor], None]] = {
 }
 
 
+class Facts(NamedTuple):
+    """What the protocol says of the fields."""
+
+    fields: list[Field]
+    convex: bool
+    published: str
+
+
 class HighDimensionalExperiment(Experiment[HighDimensionalConfig]):
     """Learn fields of many dimensions within a budget of parameters, by training and by identification."""
 
+    template = "high_dimensional.md.j2"
     columns = (
         Column("test_db", "test error [dB]"),
         Column("rate", "rate", ".0e"),
@@ -182,40 +191,9 @@ class HighDimensionalExperiment(Experiment[HighDimensionalConfig]):
         rate = min(rates, key=trial) if len(rates) > 1 else rates[0]
         return *attempt(rate, config.steps), rate
 
-    def notes(self, config: HighDimensionalConfig) -> list[str]:
+    def facts(self, config: HighDimensionalConfig) -> Facts:
         fields = [_field(name, 2) for name in self.fields]
-        convex = all(field.convex for field in fields)
-        return [
-            "Fields on the unit cube, each scaled so that its gradients have length one on average: "
-            + "; ".join(f"{field.name}: {field.formula}" for field in fields)
-            + ". The error is 10 log10 of the mean of ||f(x) - f*(x)||² over fresh test points; zero would have 0 dB.",
-            *(
-                [
-                    "The field is eq. 22 of the paper, with the matrices S, P, Q of the authors' code; the budget (1024 d "
-                    f"parameters) and 10,000 steps of Adam on 100 fresh points each are theirs. Their nets: {PUBLISHED} "
-                    "(recomputed from their weights)."
-                ]
-                if convex
-                else ["The paper's nonconvex high-dimensional fields are not available to us; these are ours."]
-            ),
-            f"This run: {config.parameters_per_feature} d parameters, {config.steps:,} steps of {config.batch_size} fresh "
-            f"points with warm-up and cosine decay; each trained arm takes the best of the rates {config.rates}, times 32/d, "
-            f"by validation error after {config.trial_steps} steps, for each seed. gradnet-c has four layers of weighted tanh, gradnet-m four "
-            "modules of weighted softmax, both without linear term and "
-            + ("monotone; " if convex else "not monotone; ")
-            + "“-ridge-start” begins as the best affine gradient map and the ridge functions that projection pursuit finds in "
-            "what it leaves (initialise_ridges), “-affine-start” as the affine map alone (initialise_affine; both with a linear term where the net "
-            "is not monotone). mixture is a smooth maximum of three quadratics of the largest rank that fits.",
-            f"affine and the starts see max({config.start_samples:,}, {config.affine_samples_per_feature} d) points; the "
-            f"identified arms see max({config.samples}, {config.samples_per_feature} d). identified: k-planes with three pieces; "
-            "-2 and -6 look for two and six; -noisy has gradients with "
-            f"{config.noise:.0%} noise; -unlimited ignores the budget. All store at most the budget otherwise: full "
-            "matrices where they fit, else one factor that the pieces share. Parameters of these arms count everything "
-            "that is stored.",
-            "Caution: identification assumes that the field is a maximum of quadratics, which this one is. That all pieces "
-            "meet in one point is used as a start for the offsets, and is right here; for pieces that do not meet, the "
-            "edges are known to about 1 / n only.",
-        ]  # fmt: skip
+        return Facts(fields, all(field.convex for field in fields), PUBLISHED)
 
     def pictures(self, config: HighDimensionalConfig, run: RunFolder) -> Iterator[Picture]:
         groups: dict[tuple[str, int], list[str]] = {}
