@@ -14,15 +14,18 @@ import copy
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from nablanets.errors import InvalidInputError, VerificationError, check_finite, check_points
 from nablanets.maps import GradientMap
+from nablanets.printing import as_text, make_table
 from nablanets.quadrature import MOST_PANELS, PANELS, line_integral
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 Field = Callable[[Tensor], Tensor]
 
@@ -247,6 +250,12 @@ class Check:
             return "reported only"
         return f">= {-self.tolerance:.0e}" if self.lower_bound else f"<= {self.tolerance:.0e}"
 
+    @property
+    def result(self) -> str:
+        if self.tolerance is None:
+            return "-"
+        return "pass" if self.passed else "FAIL"
+
 
 @dataclass(frozen=True)
 class Certificate:
@@ -262,20 +271,14 @@ class Certificate:
         return all(check.passed for check in self.checks)
 
     def table(self) -> Table:
+        """The checks as a table for ``console.print`` of rich."""
         verdict = "passed" if self.passed else "FAILED"
-        table = Table(title=f"Certificate of {self.subject}: {verdict} ({self.points} points, {self.dtype})")
-        for column in ("check", "value", "required", "result"):
-            table.add_column(column, justify="right" if column == "value" else "left")
-        for c in self.checks:
-            result = "-" if c.tolerance is None else "pass" if c.passed else "FAIL"
-            table.add_row(c.name, f"{c.value:.2e}", c.requirement, result)
-        return table
+        title = f"Certificate of {self.subject}: {verdict} ({self.points} points, {self.dtype})"
+        rows = [(check.name, f"{check.value:.2e}", check.requirement, check.result) for check in self.checks]
+        return make_table(("check", "value", "required", "result"), rows, title=title, numbers={"value"})
 
     def __str__(self) -> str:
-        console = Console(width=100, color_system=None)
-        with console.capture() as capture:
-            console.print(self.table())
-        return capture.get()
+        return as_text(self.table())
 
 
 def certificate(net: GradientMap, x: Tensor | None = None, *, points: int = 64, seed: int = 0) -> Certificate:

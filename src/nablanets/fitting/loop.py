@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
 from nablanets.errors import InvalidInputError
@@ -22,6 +21,7 @@ from nablanets.fitting.objective import Objective, PackedTargets, error, squared
 from nablanets.fitting.optimizers import make_stepper, resolve
 from nablanets.fitting.settings import FitResult, FitSettings, HistoryRow, decibels
 from nablanets.fitting.stepper import Stepper
+from nablanets.printing import make_progress_bar
 
 Targets: TypeAlias = Tensor | PackedTargets
 Pair: TypeAlias = tuple[Tensor, Targets]
@@ -250,8 +250,10 @@ def _copy_state(net: nn.Module) -> dict[str, Tensor]:
 
 @contextlib.contextmanager
 def _progress_bar(enabled: bool, steps: int) -> Iterator[Report]:
-    columns = (TextColumn("fit"), BarColumn(), TextColumn("{task.fields[status]}"), TimeRemainingColumn())
-    with Progress(*columns, disable=not enabled) as bar:
+    if not enabled:
+        yield lambda row: None
+        return
+    with make_progress_bar("fit") as bar:
         task = bar.add_task("fit", total=steps, status="")
 
         def show(row: HistoryRow) -> None:

@@ -8,11 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
 from torch import nn
 
 from nablanets.errors import InvalidInputError
+from nablanets.printing import as_text, make_table
 from nablanets.residual.branch import Branch
 from nablanets.residual.find import NO_SUM, Block, Chain, EncoderLayer, blocks_of, square_chains
 from nablanets.residual.skip import GradientSkip
@@ -55,15 +54,14 @@ class ConversionReport:
     refused: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        table = Table("block", "class", "what it is", "gradient", title=f"{len(self.converted)} gradient residuals")
+        rows = []
         for block in self.converted:
-            table.add_row(block.name, block.cls, block.kind, "closed form" if block.closed_form else "torch.func.vjp")
-        console = Console(width=110)
-        with console.capture() as capture:
-            console.print(table)
-            for name, reason in self.refused.items():
-                console.print(f"left as it was: {name or 'the model itself'}: {reason}", highlight=False)
-        return capture.get()
+            gradient = "closed form" if block.closed_form else "torch.func.vjp"
+            rows.append((block.name, block.cls, block.kind, gradient))
+        title = f"{len(self.converted)} gradient residuals"
+        table = make_table(("block", "class", "what it is", "gradient"), rows, title=title)
+        left = [f"left as it was: {name or 'the model itself'}: {reason}" for name, reason in self.refused.items()]
+        return as_text(table, *left, width=110)
 
 
 def add_gradient_residuals(

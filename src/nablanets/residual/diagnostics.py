@@ -9,11 +9,10 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 
 from nablanets.errors import InvalidInputError
+from nablanets.printing import as_text, make_table
 from nablanets.residual.layer import GradientResidual
 from nablanets.residual.skip import GradientSkip
 
@@ -107,14 +106,12 @@ class ResidualHistory:
         self.rows += [{"step": step, **s._asdict()} for s in residual_statistics(self.model, *inputs)]
 
     def __str__(self) -> str:
-        table = Table("step", "layer", "s(alpha)", "|g| / |x|", "cos(g, x)", "cos(g, g of neighbour)")
+        columns = ("step", "layer", "s(alpha)", "|g| / |x|", "cos(g, x)", "cos(g, g of neighbour)")
+        cells = []
         for row in self.rows:
-            numbers = (f"{row[key]:.3g}" for key in ("gate", "ratio", "alignment", "neighbours"))
-            table.add_row(str(row["step"]), row["name"], *numbers)
-        console = Console(width=110)
-        with console.capture() as capture:
-            console.print(table)
-        return capture.get()
+            numbers = [f"{row[key]:.3g}" for key in ("gate", "ratio", "alignment", "neighbours")]
+            cells.append([str(row["step"]), row["name"], *numbers])
+        return as_text(make_table(columns, cells), width=110)
 
 
 def _statistics(
