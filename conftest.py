@@ -1,23 +1,5 @@
-"""Settings of all tests and doctests: one thread, fixed seeds."""
+"""Settings of the library's tests and doctests."""
 
-import os
+from tests.fixtures import doctest_names, seeded
 
-import pytest
-import torch
-from hypothesis import settings
-
-os.environ.setdefault("MPLBACKEND", "Agg")
-torch.set_num_threads(1)
-settings.register_profile("project", deadline=None, derandomize=True, max_examples=25)
-settings.load_profile("project")
-
-
-@pytest.fixture(autouse=True)
-def _seeded():
-    torch.manual_seed(0)
-
-
-@pytest.fixture(autouse=True)
-def _doctest_names(doctest_namespace):
-    doctest_namespace["torch"] = torch
-    doctest_namespace["nn"] = torch.nn
+__all__ = ["doctest_names", "seeded"]

@@ -28,7 +28,7 @@ from nablanets import (
 from nablanets.activations import ACTIVATIONS, GroupActivation
 from nablanets.dynamics import Kinetic
 from nablanets.maps import Constant, PairLaw, distances_from, generated_group
-from nablanets_studies.baselines import MLP, convex_ridge, icnn_gradient, mlp_potential
+from tests.peers import MLP, icnn_gradient, mlp_potential
 
 
 class Case(NamedTuple):
@@ -82,6 +82,12 @@ def _symmetric_in_centres(net: GradientMap) -> GradientMap:
     return CoordinatePullback(inner, distances_from(4 * torch.eye(3), kind="log"))
 
 
+def _convex_ridge() -> GradNetC:
+    """One layer of monotone splines, as convex-ridge regularisers have it."""
+    spline = ("spline", {"knots": 9, "radius": 1.0})
+    return GradNetC(D, 5, num_layers=1, activation=spline, monotone=True, linear=False)
+
+
 def _softmax_m() -> GradNetM:
     return GradNetM(D, 5, activation="softmax", monotone=True)
 
@@ -133,7 +139,7 @@ CASES = [
     Case("from-centres-log", lambda: _symmetric_in_centres(GradNetM(3, 5, 2))),
     Case("pairs-on-a-line", lambda: pair_forces(GradNetM(3, 5, 2), 3, 1, kind="distance", alike=[(0, 1, 2)])),
     Case("pair-law", lambda: PairLaw(GradNetC(1, 5, 2), torch.tensor([1.0, 0.5, 2.0]))),
-    Case("convex-ridge", lambda: convex_ridge(D, 5)),
+    Case("C-convex-ridge", _convex_ridge),
 ]
 
 

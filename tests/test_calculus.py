@@ -27,10 +27,9 @@ from nablanets.maps import Sum
 from nablanets.newton import solve_monotone
 from nablanets.parameters import inverse_softplus
 from nablanets.starts import initialise_from_data
-from nablanets_studies.baselines import icnn_gradient
-from nablanets_studies.problems.piecewise import PiecewiseQuadratic
 from tests import checks
 from tests.cases import CASES, D
+from tests.peers import LargestOfThree, icnn_gradient
 
 DTYPE = torch.float64
 
@@ -368,7 +367,7 @@ def test_softmax_modules_use_the_diameter_of_their_directions(activation):
 
 def test_curvature_bounds_are_nearly_tight_in_high_dimension():
     """A GradNet-C trained on the 256-dimensional field of the paper, against the largest curvature that ascent finds."""
-    field = PiecewiseQuadratic(256)
+    field = LargestOfThree(256)
     x, g = field.sample(4000, torch.Generator().manual_seed(1))
     net = GradNetC(256, 500, 4, monotone=True)
     initialise_from_data(net, x)

@@ -2,36 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import runpy
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-import typer.main
 
+import nablanets
 from nablanets import GradNetC, GradNetM, load
-from nablanets.cli import app, main
+from nablanets.cli import commands
+from nablanets.cli.commands import LIBRARY
 from nablanets.serialization import save
-from nablanets_studies.baselines import MLP
-
-
-def call(capsys, *arguments: object) -> tuple[int, str, str]:
-    """Exit code, standard output and standard error of the command."""
-    code = 0
-    try:
-        main([str(a) for a in arguments])
-    except SystemExit as stop:
-        code = int(stop.code or 0)
-    out, err = capsys.readouterr()
-    assert "Traceback" not in out + err
-    return code, " ".join(out.split()), " ".join(err.split())
+from tests.commands import call, flags_of
+from tests.peers import MLP
 
 
 @pytest.fixture
@@ -41,79 +25,6 @@ def samples(tmp_path):
     path = tmp_path / "samples.csv"
     pd.DataFrame({"x1": x[:, 0], "x2": x[:, 1], "g1": g[:, 0], "g2": g[:, 1]}).to_csv(path, index=False)
     return path
-
-
-TINY = [
-    "--set",
-    "samples=400",
-    "--set",
-    "validation_samples=100",
-    "--set",
-    "steps=15",
-    "--set",
-    "test_side=10",
-    "--set",
-    "starts=1",
-    "--set",
-    "lm_iterations=4",
-    "--set",
-    "lm_starts=2",
-]
-
-
-def test_list_and_show(capsys):
-    code, out, _ = call(capsys, "list")
-    assert code == 0
-    assert "field2d-convex" in out
-    assert "terrain" in out
-    code, out, _ = call(capsys, "show", "terrain")
-    assert code == 0
-    for word in ("gradnet", "interpolation", "noise", "settings", "--seeds"):
-        assert word in out
-
-
-def test_run_resume_and_report(capsys, tmp_path):
-    folder = tmp_path / "run"
-    command = ["run", "field2d-convex", "--seeds", 1, "--out", folder, *TINY]
-    code, out, _ = call(capsys, *command)
-    assert code == 0
-    assert "Report:" in out
-    assert (folder / "report.html").exists()
-    code, _, err = call(capsys, *command)
-    assert code == 2
-    assert "--resume" in err
-    code, out, _ = call(capsys, *command, "--resume")
-    assert code == 0
-    code, out, _ = call(capsys, "report", folder)
-    assert code == 0
-    assert "gradnet-c" in out
-
-
-def test_arms_can_be_chosen_and_join_later(capsys, tmp_path):
-    folder = tmp_path / "run"
-    command = ["run", "field2d-convex", "--seeds", 1, "--out", folder, *TINY]
-    code, out, _ = call(capsys, *command, "--arms", "gradnet-m,affine")
-    assert code == 0
-    assert "gradnet-m" in out
-    assert "gradnet-c" not in out
-    code, out, _ = call(capsys, *command, "--arms", "gradnet-c-lm", "--resume")
-    assert code == 0
-    assert "gradnet-m" in out
-    assert "gradnet-c-lm" in out
-    code, _, err = call(capsys, *command, "--arms", "gradnet-x", "--resume")
-    assert code == 2
-    assert "'gradnet-c'" in err
-
-
-def test_data_by_name(capsys):
-    code, out, _ = call(capsys, "data", "list")
-    assert code == 0
-    for word in ("fashion-mnist", "MIT", "NABLANETS_DATA", "scikit-learn"):
-        assert word in out
-    code, out, _ = call(capsys, "data", "get", "digits")
-    assert code == 0
-    assert "licence: BSD-3" in out
-    assert str(Path("sklearn", "datasets", "data")) in out
 
 
 def test_fit_apply_verify(capsys, tmp_path, samples):
@@ -166,12 +77,6 @@ def test_export(capsys, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["run", "field2d-convx"], "'field2d-convex'"),
-        (["run", "terrain", "--preset", "papre"], "'paper'"),
-        (["run", "terrain", "--set", "second=3"], "'seconds'"),
-        (["run", "terrain", "--set", "seconds=fast"], "expected a float"),
-        (["show", "terain"], "'terrain'"),
-        (["report", "nowhere"], "not a run folder"),
         (["verify", "missing.safetensors"], "no model file"),
         (["fit", "missing.csv", "--out", "m.safetensors"], "no file missing.csv"),
         (["apply", "broken.safetensors", "samples.csv"], "truncated"),
@@ -183,8 +88,6 @@ def test_export(capsys, tmp_path):
         (["verify", "mlp.safetensors"], "no gradient map"),
         (["export", "three.safetensors", "--format", "nunpy", "--out", "f.py"], "'numpy'"),
         (["export", "three.safetensors", "--format", "numpy", "--out", "f.onnx"], "ends in .py"),
-        (["run", "field2d-convex", "--out", "samples.csv/run"], "cannot write"),
-        (["data", "get", "fashion-mnits"], "'fashion-mnist'"),
     ],
 )
 def test_errors_teach_and_leave_nothing_behind(capsys, samples, monkeypatch, arguments, message):
@@ -200,20 +103,7 @@ def test_errors_teach_and_leave_nothing_behind(capsys, samples, monkeypatch, arg
     assert sorted(p.name for p in folder.iterdir()) == before
 
 
-def test_unknown_commands_and_options_get_the_nearest(capsys):
-    code, _, err = call(capsys, "rum", "terrain")
-    assert code == 2
-    assert "run" in err
-    code, _, err = call(capsys, "run", "terrain", "--sed", "3")
-    assert code == 2
-    assert "--seeds" in err
-
-
 FLAGS = {
-    "list": set(),
-    "show": set(),
-    "run": {"--arms", "--jobs", "--preset", "--out", "--seeds", "--resume", "--set"},
-    "report": set(),
     "fit": {
         "--out", "--network", "--hidden", "--depth", "--activation", "--monotone", "--steps", "--lr", "--batch-size",
         "--validation", "--seed", "--checkpoint", "--x-columns", "--g-columns",
@@ -221,46 +111,35 @@ FLAGS = {
     "apply": {"--out", "--x-columns", "--g-columns"},
     "verify": {"--points", "--x-columns"},
     "export": {"--format", "--out"},
-    "data list": set(),
-    "data get": set(),
-    "upscale": {"--out", "--scale", "--model", "--memory", "--megapixels", "--precision"},
-    "train super-resolution": {
-        "--data", "--out", "--validation", "--scale", "--blocks", "--width", "--skip", "--seconds", "--lr", "--batch-size",
-        "--patch", "--precision", "--devices", "--seed", "--checkpoint",
-    },
 }  # fmt: skip
 
 
 def test_commands_and_flags_are_frozen():
     """People and scripts rely on these names: a change here is a decision, not an accident."""
-    commands = {}
-    for name, command in typer.main.get_command(app).commands.items():
-        inner = getattr(command, "commands", None)
-        commands |= {name: command} if inner is None else {f"{name} {n}": c for n, c in inner.items()}
-    flags = {n: {o for p in c.params for o in p.opts if o.startswith("--")} - {"--help"} for n, c in commands.items()}
-    assert flags == FLAGS
+    assert flags_of(LIBRARY) == FLAGS
 
 
-def test_ctrl_c_keeps_finished_parts_and_says_how_to_go_on(tmp_path):
-    folder = tmp_path / "run"
-    command = [sys.executable, "-m", "nablanets", "run", "field2d-convex", "--seeds", "1", "--out", str(folder)]
-    command += ["--set", "steps=300", "--set", "samples=2000", "--set", "lm_iterations=30"]
-    environment = {**os.environ, "COLUMNS": "200", "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=environment,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509 (jobs in the background ignore it)
-    )
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and not list(Path(folder).glob("models/*.safetensors")):
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 130
-    assert "--resume" in output
-    assert "Traceback" not in output
-    finished = subprocess.run([*command, "--resume"], capture_output=True, text=True, env=environment, check=True)
-    assert "Report:" in finished.stdout
+def test_unknown_commands_and_options_get_the_nearest(capsys):
+    code, _, err = call(capsys, "fti", "samples.csv")
+    assert code == 2
+    assert "'fit'" in err
+    code, _, err = call(capsys, "fit", "samples.csv", "--hiden", "3")
+    assert code == 2
+    assert "--hidden" in err
+
+
+def test_help_lists_commands_and_the_version_is_printed(capsys):
+    code, out, _ = call(capsys, "--help")
+    assert code == 0
+    for name in FLAGS:
+        assert f" {name} " in out
+    code, out, _ = call(capsys, "--version")
+    assert code == 0
+    assert out == f"nablanets {nablanets.__version__}"
+
+
+def test_commands_of_the_studies_are_explained_where_they_are_missing(capsys, monkeypatch):
+    monkeypatch.setattr(commands, "entry_points", lambda group: [])
+    code, _, err = call(capsys, "run", "terrain")
+    assert code == 2
+    assert "pip install 'nablanets[studies]'" in err

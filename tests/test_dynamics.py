@@ -32,7 +32,7 @@ from nablanets.dynamics.verify import (
 )
 from nablanets.errors import ConvergenceError, InvalidInputError, ShapeError, UnknownNameError, VerificationError
 from nablanets.verify import autodiff_jacobian
-from nablanets_studies.baselines import MLP, mlp_potential
+from tests.peers import MLP, mlp_potential
 
 SYMPLECTIC = [*SPLITTINGS, *GAUSS]
 SYMMETRIC = [name for name in SYMPLECTIC if name != "symplectic-euler"]
@@ -292,3 +292,16 @@ def test_refusals_say_what_to_do():
         SeparableHamiltonian([1.0, 1.0, 1.0], GradNetC(2, 4))
     with pytest.raises(InvalidInputError, match="dissipation"):
         PortHamiltonian(GradNetC(2, 4), dissipation=-1)
+
+
+def test_second_order_systems_conserve_their_energy_and_say_when_there_is_none():
+    torch.manual_seed(0)
+    force = -1.0 * Quadratic(3, monotone=True)
+    system = SecondOrder(force, 3, [1.0, 2.0, 3.0]).double()
+    states = integrate(system, torch.randn(4, 6).double(), torch.linspace(0, 20, 21), method="yoshida4", step=0.05)
+    energy = system.energy(states)
+    assert float((energy - energy[0]).abs().max()) < 1e-4 * float(energy.abs().max())
+    with pytest.raises(InvalidInputError, match="has no potential"):
+        SecondOrder(torch.nn.Linear(3, 3), 3).energy(torch.randn(6))
+    with pytest.raises(InvalidInputError, match="3 positive masses"):
+        SecondOrder(force, 3, [1.0, 0.0, 1.0])

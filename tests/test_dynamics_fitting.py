@@ -24,8 +24,7 @@ from nablanets.dynamics import (
 )
 from nablanets.dynamics.targets import DerivativeTargets, PositionTargets, TrajectoryTargets
 from nablanets.errors import InvalidInputError, ShapeError
-from nablanets_studies.baselines import MLP
-from nablanets_studies.problems.mechanics import Pendulum
+from tests.peers import MLP, Pendulum
 
 QUIET = {"progress": False, "batch_size": 200}
 

@@ -6,6 +6,7 @@ import itertools
 
 import pytest
 import torch
+from torch import nn
 from torch.testing import assert_close
 
 from nablanets import CoordinatePullback, GradientMap, GradNetC, GradNetM, load, odd, pair_forces
@@ -15,7 +16,7 @@ from nablanets.maps import PairAcceleration, PairLaw, Quadratic, distances_from,
 from nablanets.serialization import save
 from nablanets.starts import solve_outer, solve_ridge, standardised_inside
 from nablanets.verify import circulations, symmetry_error
-from nablanets_studies.baselines import MLP, CoordinateField, mlp_potential
+from tests.peers import MLP, mlp_potential
 
 PARTICLES, ALIKE = 4, [(1, 2, 3)]
 
@@ -96,10 +97,22 @@ def test_a_force_towards_a_centre_is_radial():
     assert_close(cosine, torch.ones(5))
 
 
+class PairField(nn.Module):
+    """A plain network of the distances, pulled back: the symmetries of the maps without their potential."""
+
+    def __init__(self, inner, coordinates):
+        super().__init__()
+        self.inner, self.coordinates = inner, coordinates
+
+    def forward(self, x):
+        distances, pull = self.coordinates.linearise(x)
+        return pull(self.inner(distances))
+
+
 def test_a_field_of_pairs_without_potential_circulates(x):
     """The baseline has all symmetries but is no gradient: what tells it from the maps is the check for loops."""
     torch.manual_seed(0)
-    free = CoordinateField(MLP(6, 8), pair_distances(PARTICLES)).double()
+    free = PairField(MLP(6, 8), pair_distances(PARTICLES)).double()
     turn = _rotation()
     assert_close(free(_moved(x, matrix=turn)), _moved(free(x), matrix=turn))
     assert symmetry_error(free, x) > 1e-2
@@ -181,7 +194,7 @@ def test_accelerations_conserve_momentum_and_survive_saving(x, tmp_path):
     net = PairAcceleration(GradNetC(1, 4), masses).double()
     acceleration = net(x).unflatten(-1, (PARTICLES, 3))
     assert float((masses.unsqueeze(-1) * acceleration).sum(dim=-2).abs().max()) < 1e-12
-    for module in (net, CoordinateField(MLP(6, 4), pair_distances(PARTICLES)).double(), _molecule()):
+    for module in (net, _molecule()):
         save(module, tmp_path / "m.safetensors")
         assert_close(load(tmp_path / "m.safetensors")(x), module(x))
 

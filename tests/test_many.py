@@ -10,7 +10,7 @@ from nablanets import GradNetC, GradNetM
 from nablanets.fitting.batches import Batches, StackedBatches
 from nablanets.fitting.closed_form import ByAutograd, ClosedForm, make_loss, num_slots
 from nablanets.fitting.stack import Stack
-from nablanets_studies.baselines import MLP
+from tests.peers import MLP
 
 CLOSED = {
     "c-tanh": lambda: GradNetC(3, 5, 3, activation="tanh", monotone=True, linear=False),

@@ -17,8 +17,7 @@ from nablanets.fitting.levenberg import Levenberg
 from nablanets.fitting.optimizers import resolve
 from nablanets.fitting.stack import Stack
 from nablanets.starts import initialise_from_data, solve_outer
-from nablanets_studies.baselines import MLP
-from nablanets_studies.problems.fields import ConvexField, NonconvexField
+from tests.peers import MLP, ConvexField, NonconvexField
 
 
 def _samples(field, count=2000, seed=0):

@@ -23,7 +23,7 @@ from nablanets import (
 from nablanets.activations import ACTIVATIONS, GroupActivation
 from nablanets.activations.spline import Spline
 from nablanets.maps import Constant, generated_group
-from nablanets_studies.baselines import convex_ridge, icnn_gradient, mlp_potential
+from tests.peers import icnn_gradient, mlp_potential
 
 DTYPE = torch.float64
 ELEMENTWISE = [name for name, cls in ACTIVATIONS.items() if not issubclass(cls, GroupActivation)]
@@ -60,7 +60,7 @@ def _conditional(draw: st.DrawFn, d: int, options: dict) -> GradientMap:
 def _simple(draw: st.DrawFn, d: int, options: dict) -> GradientMap:
     monotone = options["monotone"]
     kinds = [lambda: Quadratic(d, draw(st.integers(0, 4)), monotone=monotone), lambda: Constant(torch.randn(d))]
-    kinds += [lambda: convex_ridge(d, draw(small)), lambda: icnn_gradient(d, draw(small))]
+    kinds += [lambda: icnn_gradient(d, draw(small))]
     return draw(st.sampled_from(kinds if monotone else [*kinds, lambda: mlp_potential(d, draw(small))]))()
 
 

@@ -9,7 +9,7 @@ from nablanets import GradNetC, GradNetM
 from nablanets.errors import InvalidInputError
 from nablanets.fitting import error
 from nablanets.starts import initialise_ridges, pursue_ridges
-from nablanets_studies.baselines import AffineField
+from tests.peers import AffineField
 
 D = 16
 

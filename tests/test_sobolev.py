@@ -10,7 +10,7 @@ from torch.testing import assert_close
 from nablanets import GradNetC, GradNetM, SobolevTargets, fit
 from nablanets.errors import InvalidInputError, ShapeError
 from nablanets.fitting import error
-from nablanets_studies.problems.fields import ConvexField
+from tests.peers import ConvexField
 
 DTYPE = torch.float64
 

@@ -12,7 +12,7 @@ from nablanets import GradNetC, GradNetM, Symmetrized, load, odd
 from nablanets.errors import InvalidInputError, ShapeError
 from nablanets.maps import Constant, generated_group
 from nablanets.operators import StructuredOperator
-from nablanets_studies.baselines import mlp_potential
+from tests.peers import mlp_potential
 
 DTYPE = torch.float64
 

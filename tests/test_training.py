@@ -12,7 +12,7 @@ from nablanets import GradNetC, GradNetM, Quadratic, fit
 from nablanets.errors import InvalidInputError, ModelFileError, ShapeError, UnknownNameError
 from nablanets.fitting import FitSettings, decibels, error
 from nablanets.starts import initialise_affine, standardised
-from nablanets_studies.baselines import MLP, AffineField
+from tests.peers import MLP, AffineField
 
 
 def _data(n=400, d=2, seed=0):

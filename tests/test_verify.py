@@ -9,7 +9,7 @@ import torch
 
 from nablanets import GradNetC, GradNetM, Quadratic, verify
 from nablanets.errors import InvalidInputError, ShapeError, VerificationError
-from nablanets_studies.baselines import MLP
+from tests.peers import MLP
 
 X = torch.randn(30, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 

@@ -8,10 +8,11 @@ import torch
 from torch import nn
 
 from nablanets.activations import ACTIVATIONS, GroupActivation
-from nablanets_studies.catalog import costs, find_experiment
+from nablanets_studies.catalog import find_experiment
 from nablanets_studies.fields import activation_findings
 from nablanets_studies.fields.activations import TARGETS, gradient_arms
 from nablanets_studies.fields.efficiency_findings import Findings
+from nablanets_studies.machinery import costs
 from nablanets_studies.machinery.costs import growth_exponent, interleaved_times, peak_bytes
 from nablanets_studies.machinery.runner import run_experiment
 from nablanets_studies.machinery.store import Row

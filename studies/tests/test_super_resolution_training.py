@@ -9,7 +9,7 @@ import pytest
 import skimage.data
 import torch
 from PIL import Image
-from tests.test_cli import call
+from tests.commands import call
 from torch import nn
 
 from nablanets_studies.images.metrics import mean_psnr, quality

@@ -15,7 +15,7 @@ import pytest
 import skimage.data
 import torch
 from PIL import Image
-from tests.test_cli import call
+from tests.commands import call
 
 from nablanets.errors import DataFileError, InvalidInputError
 from nablanets.serialization import save

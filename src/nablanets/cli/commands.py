@@ -15,7 +15,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from nablanets.errors import MissingPackageError
+from nablanets.errors import MissingPackageError, unknown_name
 
 GROUP = "nablanets.commands"
 
@@ -87,7 +87,7 @@ class Commands(TyperGroup):
                 f"`nablanets {cmd_name}` belongs to the studies, which are not installed: "
                 "pip install 'nablanets[studies]'."
             )
-        return None
+        raise unknown_name("command", cmd_name, commands)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         rows = [(command.name, command.help) for command in all_commands().values()]

@@ -11,7 +11,6 @@ import torch
 from numpy.polynomial import chebyshev
 from torch.testing import assert_close
 
-from nablanets.dynamics import SecondOrder, integrate
 from nablanets.errors import DataFileError, InvalidInputError, UnknownNameError
 from nablanets.maps import Quadratic
 from nablanets_studies.catalog import find_experiment
@@ -94,19 +93,6 @@ def test_work_along_a_scan_is_a_difference_of_potentials():
     path = load_ethanol().scans["methyl"].positions
     with torch.no_grad():
         assert_close(scan_work(net, path), net.potential(path) - net.potential(path[0]))
-
-
-def test_second_order_systems_conserve_their_energy_and_say_when_there_is_none():
-    torch.manual_seed(0)
-    force = -1.0 * Quadratic(3, monotone=True)
-    system = SecondOrder(force, 3, [1.0, 2.0, 3.0]).double()
-    states = integrate(system, torch.randn(4, 6).double(), torch.linspace(0, 20, 21), method="yoshida4", step=0.05)
-    energy = system.energy(states)
-    assert float((energy - energy[0]).abs().max()) < 1e-4 * float(energy.abs().max())
-    with pytest.raises(InvalidInputError, match="has no potential"):
-        SecondOrder(torch.nn.Linear(3, 3), 3).energy(torch.randn(6))
-    with pytest.raises(InvalidInputError, match="3 positive masses"):
-        SecondOrder(force, 3, [1.0, 0.0, 1.0])
 
 
 def test_molecular_dynamics_of_springs_has_the_temperature_it_starts_with():

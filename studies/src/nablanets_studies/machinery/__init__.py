@@ -1,0 +1,1 @@
+"""Machinery of the studies: what an experiment is, run folders, pages, comparisons and costs."""
