@@ -135,10 +135,13 @@ class Pendulum:
         return torch.stack([p, -q.sin()], dim=-1)
 
     def sample(self, count: int, generator: torch.Generator) -> Tensor:
-        """Oscillations of amplitude 0.3 to 2.8, at any phase of a harmonic oscillator of that amplitude."""
-        u = torch.rand(count, 2, generator=generator, dtype=torch.float64)
-        amplitude, phase = 0.3 + 2.5 * u[:, 0], 2 * torch.pi * u[:, 1]
-        return torch.stack([amplitude * phase.cos(), 2 * (amplitude / 2).sin() * phase.sin()], dim=-1)
+        """Oscillations of amplitude 0.3 to 2.8, released at rest or pushed through the lowest point."""
+        draw = torch.rand(2, count, generator=generator, dtype=torch.float64)
+        amplitude = 0.3 + 2.5 * draw[0]
+        still = torch.zeros_like(amplitude)
+        turned = torch.stack([amplitude, still], dim=-1)
+        fast = torch.stack([still, 2 * (amplitude / 2).sin()], dim=-1)
+        return torch.where((draw[1] < 0.5).unsqueeze(-1), turned, fast)
 
     def trajectory(self, x0: Tensor, times: Sequence[float]) -> Tensor:
         return reference_trajectory(lambda _, x: self.field(x), x0, times, rtol=1e-12, atol=1e-14)

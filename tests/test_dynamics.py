@@ -16,6 +16,7 @@ from nablanets.dynamics import (
     HamiltonianSystem,
     Kinetic,
     PortHamiltonian,
+    SecondOrder,
     SeparableHamiltonian,
     integrate,
     rotate,
