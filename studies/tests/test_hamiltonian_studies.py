@@ -14,10 +14,10 @@ from nablanets.errors import InvalidInputError, UnknownNameError
 from nablanets.maps import GradNetC, Quadratic
 from nablanets_studies.catalog import find_experiment
 from nablanets_studies.dynamics.arms import TWO_BODY, ZOO, as_system, build, draw_orbits, targets
-from nablanets_studies.dynamics.findings import compare_group
-from nablanets_studies.dynamics.metrics import distance_curve, follow, gradient_db, long_run
+from nablanets_studies.dynamics.findings import compare_group, comparison_text
+from nablanets_studies.dynamics.metrics import LongRun, OrbitMetrics, distance_curve, follow, gradient_db, long_run
+from nablanets_studies.machinery.metrics import Measured, measured
 from nablanets_studies.machinery.runner import run_experiment
-from nablanets_studies.machinery.store import Row
 from nablanets_studies.problems.gravity import TwoBody
 from nablanets_studies.problems.mechanics import MassSpring
 
@@ -34,16 +34,17 @@ def two_body(tmp_path_factory):
 
 
 def test_structure_pays_by_orders_of_magnitude(two_body):
-    metrics = {row.arm: row.metrics for row in two_body.rows()}
-    assert metrics["radial-gradnet-c"]["gradient_db"] < metrics["hnn"]["gradient_db"] - 20
-    assert metrics["radial-gradnet-c"]["gradient_db"] < -30
-    assert metrics["radial-gradnet-c"]["trajectory"] < 0.2 * min(
-        metrics[a]["trajectory"] for a in ("hnn", "mlp", "sympnet")
-    )
-    assert metrics["radial-gradnet-c"]["angular_band"] < 1e-10
-    assert metrics["radial-gradnet-c"]["lost"] == 0
-    assert metrics["pair-gradnet-t"]["gradient_db"] < -10
-    assert "gradient_db" not in metrics["sympnet"]
+    found = {each.arm: each.metrics for each in measured(two_body.rows(), OrbitMetrics)}
+    radial = found["radial-gradnet-c"]
+    assert radial.gradient_db < found["hnn"].gradient_db - 20
+    assert radial.gradient_db < -30
+    assert radial.trajectory < 0.2 * min(found[arm].trajectory for arm in ("hnn", "mlp", "sympnet"))
+    assert radial.long.angular_band < 1e-10
+    assert radial.long.lost == 0
+    assert len(radial.long.windows) == 10
+    assert len(radial.distances) == _TWO_BODY.points
+    assert found["pair-gradnet-t"].gradient_db < -10
+    assert found["sympnet"].gradient_db is None
 
 
 def test_the_page_of_two_body_says_what_the_numbers_say(two_body):
@@ -93,18 +94,18 @@ def test_every_arm_is_what_its_name_says(name):
     system = as_system(arm, net)
     kinds = {"derivative": FieldSystem, "flow": SympNet, "gradient": HamiltonianSystem}
     assert isinstance(system, kinds[arm.learns])
-    assert isinstance(system, SeparableHamiltonian) == (arm.structure in ("pair", "radial"))
+    assert isinstance(system, SeparableHamiltonian) == (arm.structure.name in ("pair", "radial"))
     size = sum(p.numel() for p in net.parameters())
     budget = {
         "plain": config.parameters,
         "pair": config.structured_parameters + 4,
         "radial": config.radial_parameters + 4,
     }
-    assert 0.85 * budget[arm.structure] < size <= budget[arm.structure]
+    assert 0.85 * budget[arm.structure.name] < size <= budget[arm.structure.name]
     x = TwoBody().sample(6, torch.Generator().manual_seed(0))
-    if arm.structure != "plain":
+    if arm.structure.name != "plain":
         assert float(system(x)[:, 4:].unflatten(1, (2, 2)).sum(dim=1).abs().max()) < 1e-12  # momentum is conserved
-    if arm.structure == "radial":
+    if arm.structure.name == "radial":
         force, r = system(x)[:, 4:6], x[:, :2] - x[:, 2:4]
         assert float((force[:, 0] * r[:, 1] - force[:, 1] * r[:, 0]).abs().max()) < 1e-12
 
@@ -136,31 +137,33 @@ def test_metrics_on_systems_that_are_known():
     assert float(late[-1]) > 0.1 > float(late[0]) == 0
     assert float(distance_curve(torch.full_like(truth, torch.nan), truth).mean()) == 3
     run = long_run(exact, MassSpring(), x[:2], 2 * np.pi, 5, 0.1)
-    assert run["energy_band"] < 1e-6
-    assert run["lost"] == 0
+    assert run.energy_band < 1e-6
+    assert run.lost == 0
     decaying = FieldSystem(torch.nn.Linear(2, 2, bias=False), 2).double()
     with torch.no_grad():
         decaying.field.weight.copy_(torch.tensor([[-0.01, 1.0], [-1.0, -0.01]]))
     drifting = long_run(decaying, MassSpring(), x[:2], 2 * np.pi, 5, 0.1)
-    assert drifting["trend"] > 0.7
-    assert drifting["energy_band"] == pytest.approx(1 - np.exp(-0.02 * 10 * np.pi), rel=0.01)
+    assert drifting.trend > 0.7
+    assert drifting.energy_band == pytest.approx(1 - np.exp(-0.02 * 10 * np.pi), rel=0.01)
 
 
 def test_conclusions_follow_the_rows():
-    def rows(ours, theirs, ratio):
-        return [
-            Row(arm, seed, 1, 1.0, {"gradient_db": db + 0.1 * seed, "trajectory": way})
-            for seed in range(3)
-            for arm, db, way in (("a", ours, 0.01), ("b", theirs, 0.01 * ratio), ("c", theirs + 1, ratio))
-        ]
+    def results(ours, theirs, ratio):
+        found = []
+        for seed in range(3):
+            for arm, db, way in (("a", ours, 0.01), ("b", theirs, 0.01 * ratio), ("c", theirs + 1, ratio)):
+                long = LongRun(lost=0.0)
+                metrics = OrbitMetrics(processor=1.0, gradient_db=db + 0.1 * seed, trajectory=way, long=long)
+                found.append(Measured(arm, seed, metrics))
+        return found
 
-    good = compare_group("Test", rows(-50, -30, 8), ["a"], ["b", "c"])
+    good = comparison_text(compare_group("Test", results(-50, -30, 8), ["a"], ["b", "c"]))
     assert "-49.9 ± 0.1 dB (a) against -29.9 ± 0.1 dB (b): ahead by 20.0 dB" in good
     assert "8 times smaller. The aim of 11 dB and 5 times is reached." in good
-    bad = compare_group("Test", rows(-30, -31, 0.5), ["a"], ["b"])
+    bad = comparison_text(compare_group("Test", results(-30, -31, 0.5), ["a"], ["b"]))
     assert "behind by 1.0 dB" in bad
     assert "2 times larger. The aim of 11 dB and 5 times is not reached." in bad
-    assert compare_group("Test", rows(-50, -30, 8), ["a"], ["x"]) == ""
+    assert compare_group("Test", results(-50, -30, 8), ["a"], ["x"]) is None
 
 
 def test_symplectic_maps_of_shears():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, cast
+from typing import Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +29,7 @@ class DynamicsConfig:
         noise: of the initial speeds where the problem has that.
         parameters: budget of plain networks.
         structured_parameters: budget of networks of fewer variables (differences of positions, positions).
-        radial_parameters: budget of networks of one distance.
+        radial_parameters: budget of networks of one variable.
         steps, batch_size, rates: of Adam; the rate is chosen by validation error.
         lm_steps, lm_starts, lm_samples: of Levenberg-Marquardt: iterations, starts (all but one dropped on the way) and
             samples at the beginning.
@@ -69,82 +69,156 @@ def draw_orbits(problem: Mechanics, config: DynamicsConfig, seed: int) -> Orbits
     """Trajectories of a problem, split by whole orbits."""
     times = torch.linspace(0, problem.span, config.points, dtype=torch.float64).tolist()
     x0 = problem.sample(config.orbits, torch.Generator().manual_seed(1000 + seed))
-    x = problem.trajectory(x0, times, rtol=1e-9)
-    test, held = (max(1, round(f * config.orbits)) for f in (config.test_fraction, config.validation_fraction))
-    return Orbits(x[:, test + held :], x[:, test : test + held], x[:, :test], times)
+    x = problem.trajectory(x0, times, rtol=1e-9)  # (t, orbits, d)
+    test = max(1, round(config.test_fraction * config.orbits))
+    held_out = max(1, round(config.validation_fraction * config.orbits))
+    return Orbits(
+        train=x[:, test + held_out :],
+        validation=x[:, test : test + held_out],
+        test=x[:, :test],
+        times=times,
+    )
 
 
-class Arm(NamedTuple):
-    """A network in its structure.
+@dataclass(frozen=True)
+class Structure:
+    """What a network is told of a system beforehand.
 
-    ``make(features, width)`` builds it, ``structure`` says what it sees ("plain": all of x; "separable": q, beside
-    learned masses; "pair": q_1 - q_2; "radial": log |q_1 - q_2|), ``learns`` a "gradient", the "derivative" or the "flow".
+    Attributes:
+        name: of the structure.
+        title: of the group of arms that have it, on the page.
+        variables: how many numbers the learned potential is a function of, for n positions; None: the network is the
+            gradient of the whole H(q, p).
+        embed: turns a gradient map of these variables into one of the n positions.
     """
 
+    name: str
+    title: str
+    variables: Callable[[int], int] | None = None
+    embed: Callable[[GradientMap], GradientMap] = lambda inner: inner
+
+    @property
+    def separable(self) -> bool:
+        """Whether H = T(p) + V(q), with learned masses and a network for V."""
+        return self.variables is not None
+
+
+def _of_difference(inner: GradientMap) -> GradientMap:
+    """grad V(q_1 - q_2) for two bodies in the plane, from grad V."""
+    difference = torch.cat([torch.eye(2), -torch.eye(2)], dim=1)  # (2, 4)
+    return Pullback(inner, difference)
+
+
+def _of_log_distance(inner: GradientMap) -> GradientMap:
+    """grad V(log |q_1 - q_2|) for two bodies in the plane, from V'."""
+    return pair_forces(inner, 2, 2, kind="log")
+
+
+PLAIN = Structure("plain", "Plain networks on the 8-D state")
+SEPARABLE = Structure("separable", "Networks of the positions beside learned masses", variables=lambda n: n)
+PAIR = Structure("pair", "Networks of q1 - q2 beside learned masses", variables=lambda n: 2, embed=_of_difference)
+RADIAL = Structure(
+    "radial", "Networks of log |q1 - q2| beside learned masses", variables=lambda n: 1, embed=_of_log_distance
+)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A network in its structure.
+
+    Attributes:
+        name: of the arm.
+        make: (features, width) -> network.
+        structure: what it is told of the system.
+        learns: grad H ("gradient"), x' ("derivative"), or the state after one interval ("flow").
+        ours: whether it is one of our gradient networks; the others are baselines.
+        levenberg: fitted by Levenberg-Marquardt in float64 instead of Adam in float32.
+        convex_only: can learn convex energies only.
+    """
+
+    name: str
     make: Callable[[int, int], nn.Module]
-    structure: str = "plain"
-    learns: str = "gradient"
+    structure: Structure = PLAIN
+    learns: Literal["gradient", "derivative", "flow"] = "gradient"
     ours: bool = False
     levenberg: bool = False
+    convex_only: bool = False
+
+    def applies_to(self, problem: Mechanics) -> bool:
+        """Whether the arm can learn the problem at all."""
+        if self.convex_only and not problem.convex:
+            return False
+        return not self.structure.separable or problem.masses is not None
+
+
+def _two_layers(features: int, width: int) -> nn.Module:
+    return GradNetC(features, width, 2)
+
+
+def _one_layer(features: int, width: int) -> nn.Module:
+    return GradNetC(features, width, 1)
+
+
+def _modules(features: int, width: int) -> nn.Module:
+    return GradNetM(features, width, 4 if features > 2 else 2)
+
+
+def _transformed(features: int, width: int) -> nn.Module:
+    return GradNetTransformed(features, width, 2, 4)
+
+
+def _transformed_balls(features: int, modules: int) -> nn.Module:
+    return GradNetTransformed(features, 2, modules, 8, activation="radial")
 
 
 def _sympnet(features: int, width: int) -> nn.Module:
-    return SympNet([GradNetC(features // 2, width, 1, activation="tanh", linear=False) for _ in range(8)])
+    shears = [GradNetC(features // 2, width, 1, activation="tanh", linear=False) for _ in range(8)]
+    return SympNet(shears)
 
 
-#: Networks by name: (features, width) -> network.
-_NETS: dict[str, Callable[[int, int], nn.Module]] = {
-    "gradnet-c": lambda d, h: GradNetC(d, h, 2),
-    "gradnet-m": lambda d, h: GradNetM(d, h, 4 if d > 2 else 2),
-    "gradnet-t": lambda d, h: GradNetTransformed(d, h, 2, 4),
-    "ridge": lambda d, h: GradNetC(d, h, 1),
-    "transformed-balls": lambda d, m: GradNetTransformed(d, 2, m, 8, activation="radial"),
-    "hnn": mlp_potential,
-    "icnn": icnn_gradient,
-}
+def _by_name(*arms: Arm) -> dict[str, Arm]:
+    return {arm.name: arm for arm in arms}
 
-TWO_BODY = {
-    "gradnet-c": Arm(_NETS["gradnet-c"], ours=True),
-    "gradnet-m": Arm(_NETS["gradnet-m"], ours=True),
-    "gradnet-t": Arm(_NETS["transformed-balls"], ours=True),
-    "mlp": Arm(MLP, learns="derivative"),
-    "hnn": Arm(_NETS["hnn"]),
-    "sympnet": Arm(_sympnet, learns="flow"),
-    "pair-gradnet-c": Arm(_NETS["gradnet-c"], "pair", ours=True, levenberg=True),
-    "pair-gradnet-m": Arm(_NETS["gradnet-m"], "pair", ours=True, levenberg=True),
-    "pair-gradnet-t": Arm(_NETS["gradnet-t"], "pair", ours=True, levenberg=True),
-    "pair-hnn": Arm(_NETS["hnn"], "pair", levenberg=True),
-    "radial-gradnet-c": Arm(_NETS["ridge"], "radial", ours=True, levenberg=True),
-    "radial-hnn": Arm(_NETS["hnn"], "radial", levenberg=True),
-}
 
-ZOO = {
-    "gradnet-c": Arm(_NETS["gradnet-c"], ours=True, levenberg=True),
-    "gradnet-t": Arm(_NETS["gradnet-t"], ours=True, levenberg=True),
-    "mlp": Arm(MLP, learns="derivative", levenberg=True),
-    "hnn": Arm(_NETS["hnn"], levenberg=True),
-    "icnn": Arm(_NETS["icnn"], levenberg=True),
-    "sympnet": Arm(_sympnet, learns="flow"),
-    "separable-gradnet-c": Arm(_NETS["gradnet-c"], "separable", ours=True, levenberg=True),
-    "separable-gradnet-t": Arm(_NETS["gradnet-t"], "separable", ours=True, levenberg=True),
-    "separable-hnn": Arm(_NETS["hnn"], "separable", levenberg=True),
-}
+TWO_BODY = _by_name(
+    Arm("gradnet-c", _two_layers, ours=True),
+    Arm("gradnet-m", _modules, ours=True),
+    Arm("gradnet-t", _transformed_balls, ours=True),
+    Arm("mlp", MLP, learns="derivative"),
+    Arm("hnn", mlp_potential),
+    Arm("sympnet", _sympnet, learns="flow"),
+    Arm("pair-gradnet-c", _two_layers, PAIR, ours=True, levenberg=True),
+    Arm("pair-gradnet-m", _modules, PAIR, ours=True, levenberg=True),
+    Arm("pair-gradnet-t", _transformed, PAIR, ours=True, levenberg=True),
+    Arm("pair-hnn", mlp_potential, PAIR, levenberg=True),
+    Arm("radial-gradnet-c", _one_layer, RADIAL, ours=True, levenberg=True),
+    Arm("radial-hnn", mlp_potential, RADIAL, levenberg=True),
+)
+
+ZOO = _by_name(
+    Arm("gradnet-c", _two_layers, ours=True, levenberg=True),
+    Arm("gradnet-t", _transformed, ours=True, levenberg=True),
+    Arm("mlp", MLP, learns="derivative", levenberg=True),
+    Arm("hnn", mlp_potential, levenberg=True),
+    Arm("icnn", icnn_gradient, levenberg=True, convex_only=True),
+    Arm("sympnet", _sympnet, learns="flow"),
+    Arm("separable-gradnet-c", _two_layers, SEPARABLE, ours=True, levenberg=True),
+    Arm("separable-gradnet-t", _transformed, SEPARABLE, ours=True, levenberg=True),
+    Arm("separable-hnn", mlp_potential, SEPARABLE, levenberg=True),
+)
 
 
 def build(arm: Arm, config: DynamicsConfig, features: int) -> nn.Module:
     """The network to fit: a map of all of x = (q, p)."""
-    n = features // 2
-    if arm.structure == "plain":
+    if arm.structure.variables is None:
         return match_parameters(lambda width: arm.make(features, width), config.parameters)
-    kinetic = Quadratic(n, 0, monotone=True, bias=False)
-    seen = {"separable": n, "pair": 2, "radial": 1}[arm.structure]
-    budget = config.radial_parameters if seen == 1 else config.structured_parameters
-    inner = cast(GradientMap, match_parameters(lambda width: arm.make(seen, width), budget))
-    if arm.structure == "pair":
-        inner = Pullback(inner, torch.cat([torch.eye(2), -torch.eye(2)], dim=1))
-    elif arm.structure == "radial":
-        inner = pair_forces(inner, 2, 2, kind="log")
-    return SeparableHamiltonian(kinetic, inner).hamiltonian
+    positions = features // 2
+    variables = arm.structure.variables(positions)
+    budget = config.radial_parameters if variables == 1 else config.structured_parameters
+    kinetic = Quadratic(positions, 0, monotone=True, bias=False)
+    inner = match_parameters(lambda width: arm.make(variables, width), budget)
+    potential = arm.structure.embed(cast(GradientMap, inner))
+    return SeparableHamiltonian(kinetic, potential).hamiltonian
 
 
 def as_system(arm: Arm, net: nn.Module) -> nn.Module:
@@ -154,7 +228,7 @@ def as_system(arm: Arm, net: nn.Module) -> nn.Module:
         return net
     if arm.learns == "derivative":
         return FieldSystem(net, cast(int, net.config()["features"]))  # type: ignore[operator]
-    if arm.structure == "plain":
+    if not arm.structure.separable:
         return HamiltonianSystem(cast(GradientMap, net))
     potential, kinetic = (cast(Pullback, part).inner for part in cast(Sum, net).parts)
     return SeparableHamiltonian(kinetic, potential)
@@ -163,9 +237,13 @@ def as_system(arm: Arm, net: nn.Module) -> nn.Module:
 def targets(arm: Arm, problem: Mechanics, x: Tensor) -> Samples:
     """What an arm learns from states (t, m, d): gradients, derivatives, or the next state on the orbit."""
     if arm.learns == "flow":
-        return x[:-1].flatten(0, 1), x[1:].flatten(0, 1)
-    flat = x.flatten(0, 1)
-    return flat, problem.field(flat) if arm.learns == "derivative" else problem.gradient(flat)
+        now = x[:-1].flatten(0, 1)
+        then = x[1:].flatten(0, 1)
+        return now, then
+    states = x.flatten(0, 1)  # (t m, d)
+    if arm.learns == "derivative":
+        return states, problem.field(states)
+    return states, problem.gradient(states)
 
 
 class Trained(NamedTuple):
@@ -180,32 +258,49 @@ def train(arm: Arm, problem: Mechanics, config: DynamicsConfig, orbits: Orbits, 
     """The system of an arm; Adam's rate and the best of several starts are chosen by validation error."""
     begin = time.process_time()
     dtype = torch.float64 if arm.levenberg else torch.float32
-    data, held = (_cast(targets(arm, problem, x), dtype) for x in (orbits.train, orbits.validation))
+    data = _cast(targets(arm, problem, orbits.train), dtype)
+    held_out = _cast(targets(arm, problem, orbits.validation), dtype)
 
     def fresh() -> nn.Module:
         net = build(arm, config, problem.features).to(dtype)
         start_from_data(net, *data)
         return net
 
-    common = FitSettings(steps=config.steps, batch_size=config.batch_size, seed=seed)
-    if arm.levenberg:
-        torch.manual_seed(seed)
-        settings = common.update(
-            optimizer="levenberg", steps=config.lm_steps, batch_size=config.lm_samples, validate_every=5
-        )
-        halving = max(1, config.lm_steps // 5)
-        net, result = fit_best_start(
-            fresh,
-            *data,
-            validation=held,
-            starts=config.lm_starts,
-            start_steps=halving,
-            settings=settings,
-            progress=False,
-        )
-    else:
-        net, result, _ = fit_best_rate(fresh, data, held, rates=config.rates, seed=seed, settings=common)
+    fit_network = _by_levenberg if arm.levenberg else _by_adam
+    net, result = fit_network(fresh, data, held_out, config, seed)
     return Trained(as_system(arm, net), result, time.process_time() - begin)
+
+
+def _by_adam(
+    fresh: Callable[[], nn.Module], data: Samples, held_out: Samples, config: DynamicsConfig, seed: int
+) -> tuple[nn.Module, FitResult]:
+    """One fit for each learning rate, from the same start; the best is kept."""
+    settings = FitSettings(steps=config.steps, batch_size=config.batch_size, seed=seed)
+    selected = fit_best_rate(fresh, data, held_out, rates=config.rates, seed=seed, settings=settings)
+    return selected.net, selected.result
+
+
+def _by_levenberg(
+    fresh: Callable[[], nn.Module], data: Samples, held_out: Samples, config: DynamicsConfig, seed: int
+) -> tuple[nn.Module, FitResult]:
+    """Several starts, of which all but the best are dropped after a fifth of the steps."""
+    torch.manual_seed(seed)
+    settings = FitSettings(
+        optimizer="levenberg",
+        steps=config.lm_steps,
+        batch_size=config.lm_samples,
+        validate_every=5,
+        seed=seed,
+    )
+    return fit_best_start(
+        fresh,
+        *data,
+        validation=held_out,
+        starts=config.lm_starts,
+        start_steps=max(1, config.lm_steps // 5),
+        settings=settings,
+        progress=False,
+    )
 
 
 def _cast(samples: Samples, dtype: torch.dtype) -> Samples:

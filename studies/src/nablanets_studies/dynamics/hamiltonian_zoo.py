@@ -8,19 +8,28 @@ from dataclasses import dataclass
 
 import torch
 
-from nablanets.dynamics import System
 from nablanets.errors import unknown_name
 from nablanets.fitting.loop import Report
 from nablanets.parameters import count_parameters
-from nablanets_studies.dynamics.arms import ZOO, Arm, DynamicsConfig, draw_orbits, train
-from nablanets_studies.dynamics.findings import compare_group, distance_picture, orbit_picture
-from nablanets_studies.dynamics.metrics import distance_curve, follow, gradient_db, long_run
+from nablanets_studies.dynamics.arms import PLAIN, SEPARABLE, ZOO, Arm, DynamicsConfig, draw_orbits, train
+from nablanets_studies.dynamics.findings import (
+    GroupComparison,
+    compare_sides,
+    comparison_text,
+    distance_picture,
+    orbit_picture,
+)
+from nablanets_studies.dynamics.metrics import OrbitMetrics, measure
 from nablanets_studies.machinery.base import Column, Experiment, PartResult, Picture
+from nablanets_studies.machinery.metrics import measured
 from nablanets_studies.machinery.store import RunFolder
 from nablanets_studies.problems.gravity import MECHANICS
 from nablanets_studies.problems.mechanics import Mechanics
 
+#: Steps of the integrator over the span of a problem.
 _STEPS = 400
+#: The long run takes the configuration's periods times this.
+_PERIOD = 2 * math.pi
 
 
 @dataclass(frozen=True)
@@ -43,6 +52,18 @@ class ZooConfig(DynamicsConfig):
     followed: int = 20
     long_orbits: int = 3
     periods: int = 30
+
+
+@dataclass(frozen=True)
+class ZooArm:
+    """A network that learns one of the problems."""
+
+    problem: Mechanics
+    arm: Arm
+
+    @property
+    def name(self) -> str:
+        return f"{self.problem.name}-{self.arm.name}"
 
 
 class HamiltonianZooExperiment(Experiment[ZooConfig]):
@@ -70,43 +91,53 @@ class HamiltonianZooExperiment(Experiment[ZooConfig]):
     def arms(self, config: ZooConfig) -> list[str]:
         return list(self._arms(config))
 
-    def _arms(self, config: ZooConfig) -> dict[str, tuple[Mechanics, Arm]]:
-        for problem in config.problems:
-            if problem not in MECHANICS:
-                raise unknown_name("problem", problem, MECHANICS)
-        return {
-            f"{problem}-{name}": (MECHANICS[problem], arm)
-            for problem in config.problems
-            for name, arm in ZOO.items()
-            if _applies(MECHANICS[problem], name, arm)
-        }
+    def _arms(self, config: ZooConfig) -> dict[str, ZooArm]:
+        found = {}
+        for name in config.problems:
+            if name not in MECHANICS:
+                raise unknown_name("problem", name, MECHANICS)
+            problem = MECHANICS[name]
+            for arm in ZOO.values():
+                if arm.applies_to(problem):
+                    each = ZooArm(problem, arm)
+                    found[each.name] = each
+        return found
 
     def run_part(self, config: ZooConfig, arm: str, seed: int, report: Report) -> PartResult:
-        problem, kind = self._arms(config)[arm]
+        each = self._arms(config)[arm]
+        problem = each.problem
         orbits = draw_orbits(problem, config, seed)
-        trained = train(kind, problem, config, orbits, seed)
+        trained = train(each.arm, problem, config, orbits, seed)
         for row in trained.result.history:
             report(row)
-        metrics = {"processor": trained.processor_seconds}
-        if isinstance(trained.system, System):
-            metrics["gradient_db"] = gradient_db(trained.system, problem, orbits.test.flatten(0, 1))
-        truth, interval = orbits.test[:, : config.followed], orbits.times[1]
-        predicted = follow(trained.system, truth[0], orbits.times, step=problem.span / _STEPS, interval=interval)
-        curve = distance_curve(predicted, truth)
-        metrics |= {"trajectory": float(curve.mean())} | {f"distance_{k}": float(d) for k, d in enumerate(curve)}
-        start = orbits.test[0, : config.long_orbits]
-        metrics |= long_run(trained.system, problem, start, 2 * math.pi, config.periods, interval)
-        return PartResult(trained.system, count_parameters(trained.system), trained.result.seconds, metrics)
+        metrics = measure(
+            trained,
+            problem,
+            config,
+            orbits,
+            step=problem.span / _STEPS,
+            start=orbits.test[0, : config.long_orbits],
+            period=_PERIOD,
+        )
+        parameters = count_parameters(trained.system)
+        return PartResult(trained.system, parameters, trained.result.seconds, metrics.to_metrics())
+
+    def comparisons(self, config: ZooConfig, run: RunFolder) -> list[GroupComparison]:
+        """The best of ours against the best baseline, for each problem and structure."""
+        results = measured(run.rows(), OrbitMetrics)
+        found = []
+        for problem in config.problems:
+            for structure in (PLAIN, SEPARABLE):
+                arms = {
+                    name: each.arm
+                    for name, each in self._arms(config).items()
+                    if each.problem.name == problem and each.arm.structure is structure
+                }
+                found.append(compare_sides(f"{problem}, {structure.name}", results, arms))
+        return [comparison for comparison in found if comparison is not None]
 
     def conclusions(self, config: ZooConfig, run: RunFolder) -> list[str]:
-        texts = []
-        for problem in config.problems:
-            arms = {name: arm for name, (p, arm) in self._arms(config).items() if p.name == problem}
-            for structure in ("plain", "separable"):
-                group = {name: arm for name, arm in arms.items() if arm.structure == structure}
-                ours, theirs = ([n for n, arm in group.items() if arm.ours == side] for side in (True, False))
-                texts.append(compare_group(f"{problem}, {structure}", run.rows(), ours, theirs))
-        return [text for text in texts if text]
+        return [comparison_text(comparison) for comparison in self.comparisons(config, run)]
 
     def notes(self, config: ZooConfig) -> list[str]:
         formulas = "; ".join(f"{name}: {MECHANICS[name].formula}" for name in config.problems)
@@ -124,21 +155,17 @@ class HamiltonianZooExperiment(Experiment[ZooConfig]):
         ]  # fmt: skip
 
     def pictures(self, config: ZooConfig, run: RunFolder) -> Iterator[Picture]:
-        for problem in config.problems:
-            kind = MECHANICS[problem]
-            names = [n for n, (p, _) in self._arms(config).items() if p.name == problem and (n, 0) in run.finished()]
-            times = torch.linspace(0, kind.span, config.points, dtype=torch.float64).tolist()
-            curves = distance_picture(run.rows(), names, times)
-            yield curves._replace(name=f"distances-{problem}", caption=f"{problem}: {curves.caption}")
-            truth = draw_orbits(kind, config, 0).test[:, 0]
-            models = {name: run.load_model(name, 0) for name in names}
-            plane = (0, kind.features // 2) if kind.features == 2 else (0, 1)
-            orbits = orbit_picture(models, truth, times, plane, step=kind.span / _STEPS)
-            yield orbits._replace(name=f"orbits-{problem}", caption=f"{problem}: {orbits.caption}")
-
-
-def _applies(problem: Mechanics, name: str, arm: Arm) -> bool:
-    """Separable networks for separable systems, ICNN for convex energies."""
-    if name == "icnn":
-        return problem.name == "mass-spring"
-    return arm.structure == "plain" or problem.masses is not None
+        results = measured(run.rows(), OrbitMetrics)
+        finished = run.finished()
+        for name in config.problems:
+            problem = MECHANICS[name]
+            arms = [arm for arm, each in self._arms(config).items() if each.problem is problem and (arm, 0) in finished]
+            times = torch.linspace(0, problem.span, config.points, dtype=torch.float64).tolist()
+            curves = distance_picture(results, arms, times)
+            yield curves._replace(name=f"distances-{name}", caption=f"{name}: {curves.caption}")
+            truth = draw_orbits(problem, config, 0).test[:, 0]  # (t, d)
+            models = {arm: run.load_model(arm, 0) for arm in arms}
+            # One position against its momentum, or two positions.
+            plane = (0, 1)
+            orbits = orbit_picture(models, truth, times, plane, step=problem.span / _STEPS)
+            yield orbits._replace(name=f"orbits-{name}", caption=f"{name}: {orbits.caption}")

@@ -8,23 +8,33 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from nablanets.dynamics import SeparableHamiltonian, System, integrate
+from nablanets.dynamics import SeparableHamiltonian, integrate
 from nablanets.fitting.loop import Report
 from nablanets.parameters import count_parameters
-from nablanets_studies.dynamics.arms import TWO_BODY, DynamicsConfig, draw_orbits, train
-from nablanets_studies.dynamics.findings import compare_group, distance_picture, orbit_picture, window_picture
-from nablanets_studies.dynamics.metrics import distance_curve, follow, gradient_db, long_run
+from nablanets_studies.dynamics.arms import PAIR, PLAIN, RADIAL, TWO_BODY, DynamicsConfig, draw_orbits, train
+from nablanets_studies.dynamics.findings import (
+    GroupComparison,
+    compare_group,
+    compare_sides,
+    comparison_text,
+    distance_picture,
+    orbit_picture,
+    window_picture,
+)
+from nablanets_studies.dynamics.metrics import OrbitMetrics, measure
 from nablanets_studies.machinery.base import Column, Experiment, PartResult, Picture, Sheet
+from nablanets_studies.machinery.metrics import measured
 from nablanets_studies.machinery.store import RunFolder
 from nablanets_studies.problems.gravity import TwoBody
 
+#: Step of the integrator over the span of the problem.
 _STEP = 0.05
-_METHODS = {"leapfrog": 40, "yoshida4": 20, "gauss4": 12, "rk4": 12}
-_GROUPS = {
-    "plain": "Plain networks on the 8-D state",
-    "pair": "Networks of q1 - q2 beside learned masses",
-    "radial": "Networks of log |q1 - q2| beside learned masses",
-}
+#: Steps per period of the integrators that are compared, so that all evaluate the field about equally often.
+_INTEGRATORS = {"leapfrog": 40, "yoshida4": 20, "gauss4": 12, "rk4": 12}
+#: The arm whose learned energy they are compared on.
+_INTEGRATED = TWO_BODY["radial-gradnet-c"]
+#: Baselines without any structure.
+_PLAIN_BASELINES = [arm.name for arm in TWO_BODY.values() if arm.structure is PLAIN and not arm.ours]
 
 
 class TwoBodyExperiment(Experiment[DynamicsConfig]):
@@ -59,39 +69,33 @@ class TwoBodyExperiment(Experiment[DynamicsConfig]):
         trained = train(TWO_BODY[arm], problem, config, orbits, seed)
         for row in trained.result.history:
             report(row)
-        metrics = {"processor": trained.processor_seconds}
-        if isinstance(trained.system, System):
-            metrics["gradient_db"] = gradient_db(trained.system, problem, orbits.test.flatten(0, 1))
-        truth, interval = orbits.test[:, : config.followed], orbits.times[1]
-        predicted = follow(trained.system, truth[0], orbits.times, step=_STEP, interval=interval)
-        curve = distance_curve(predicted, truth)
-        metrics |= {"trajectory": float(curve.mean())} | {f"distance_{k}": float(d) for k, d in enumerate(curve)}
         start, period = _typical(problem, orbits.test[0], config.long_orbits)
-        metrics |= long_run(trained.system, problem, start, period, config.periods, interval)
-        return PartResult(trained.system, count_parameters(trained.system), trained.result.seconds, metrics)
+        metrics = measure(trained, problem, config, orbits, step=_STEP, start=start, period=period)
+        parameters = count_parameters(trained.system)
+        return PartResult(trained.system, parameters, trained.result.seconds, metrics.to_metrics())
+
+    def comparisons(self, run: RunFolder) -> list[GroupComparison]:
+        """The best of ours against the best baseline, within each structure and over all."""
+        results = measured(run.rows(), OrbitMetrics)
+        found = []
+        for structure in (PLAIN, PAIR, RADIAL):
+            arms = {name: arm for name, arm in TWO_BODY.items() if arm.structure is structure}
+            found.append(compare_sides(structure.title, results, arms))
+        ours = [arm.name for arm in TWO_BODY.values() if arm.ours]
+        found.append(compare_group("Any of our structures against plain baselines", results, ours, _PLAIN_BASELINES))
+        return [comparison for comparison in found if comparison is not None]
 
     def conclusions(self, config: DynamicsConfig, run: RunFolder) -> list[str]:
-        groups = [[name for name, arm in TWO_BODY.items() if arm.structure == group] for group in _GROUPS]
-        texts = [
-            compare_group(
-                title, run.rows(), [n for n in names if TWO_BODY[n].ours], [n for n in names if not TWO_BODY[n].ours]
-            )
-            for title, names in zip(_GROUPS.values(), groups, strict=True)
-        ]
-        ours = [name for name, arm in TWO_BODY.items() if arm.ours]
-        texts.append(
-            compare_group("Any of our structures against plain baselines", run.rows(), ours, ["mlp", "hnn", "sympnet"])
-        )
-        return [text for text in texts if text]
+        return [comparison_text(comparison) for comparison in self.comparisons(run)]
 
     def sheets(self, config: DynamicsConfig, run: RunFolder) -> list[Sheet]:
-        arm = "radial-gradnet-c"
+        arm = _INTEGRATED.name
         if (arm, 0) not in run.finished():
             return []
         problem = TwoBody(config.noise)
         start, period = _typical(problem, draw_orbits(problem, config, 0).test[0], 1)
         system = cast(SeparableHamiltonian, run.load_model(arm, 0))
-        rows = [_integrator_row(system, start, period, config.periods, method) for method in _METHODS]
+        rows = [_integrator_row(system, start, period, config.periods, method) for method in _INTEGRATORS]
         columns = (
             "method",
             "steps per period",
@@ -132,8 +136,9 @@ class TwoBodyExperiment(Experiment[DynamicsConfig]):
     def pictures(self, config: DynamicsConfig, run: RunFolder) -> Iterator[Picture]:
         names = [arm for arm in TWO_BODY if (arm, 0) in run.finished()]
         times = torch.linspace(0, TwoBody.span, config.points).tolist()
-        yield distance_picture(run.rows(), names, times)
-        yield window_picture(run.rows(), names, config.periods, "periods")
+        results = measured(run.rows(), OrbitMetrics)
+        yield distance_picture(results, names, times)
+        yield window_picture(results, names, config.periods, "periods")
         problem = TwoBody(config.noise)
         truth = draw_orbits(problem, config, 0).test[:, 0]
         models = {name: run.load_model(name, 0) for name in names}
@@ -150,7 +155,7 @@ def _typical(problem: TwoBody, x: Tensor, count: int) -> tuple[Tensor, float]:
 @torch.no_grad()
 def _integrator_row(system: SeparableHamiltonian, x0: Tensor, period: float, periods: int, method: str) -> list[str]:
     """One line: at about equal numbers of evaluations per period."""
-    steps = _METHODS[method]
+    steps = _INTEGRATORS[method]
     times = torch.linspace(0, periods * period, 4 * periods + 1, dtype=torch.float64)
     energy = system.energy(integrate(system, x0, times, method=method, step=period / steps))
     band = energy.max() - energy.min()

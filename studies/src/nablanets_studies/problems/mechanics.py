@@ -21,6 +21,7 @@ class Mechanics(ABC):
         features: 2n.
         span: the time over which its trajectories are looked at.
         masses: where H = sum p^2 / (2 m) + V(q), the masses for each coordinate; else None.
+        convex: whether H is convex.
     """
 
     name: ClassVar[str]
@@ -28,6 +29,7 @@ class Mechanics(ABC):
     features: int
     span: float
     masses: tuple[float, ...] | None = None
+    convex: bool = False
 
     @abstractmethod
     def energy(self, x: Tensor) -> Tensor:
@@ -68,7 +70,10 @@ class MassSpring(Mechanics):
 
     name = "mass-spring"
     formula = "H = (q^2 + p^2) / 2"
-    features, span, masses = 2, 20.0, (1.0,)
+    features = 2
+    span = 20.0
+    masses = (1.0,)
+    convex = True
 
     def energy(self, x: Tensor) -> Tensor:
         return x.square().sum(dim=-1) / 2
@@ -95,7 +100,9 @@ class Pendulum(Mechanics):
 
     name = "pendulum"
     formula = "H = p^2 / 2 + 1 - cos q"
-    features, span, masses = 2, 20.0, (1.0,)
+    features = 2
+    span = 20.0
+    masses = (1.0,)
 
     def energy(self, x: Tensor) -> Tensor:
         q, p = x.unbind(-1)
@@ -129,7 +136,9 @@ class HenonHeiles(Mechanics):
 
     name = "henon-heiles"
     formula = "H = (|q|^2 + |p|^2) / 2 + q1^2 q2 - q2^3 / 3"
-    features, span, masses = 4, 30.0, (1.0, 1.0)
+    features = 4
+    span = 30.0
+    masses = (1.0, 1.0)
 
     def energy(self, x: Tensor) -> Tensor:
         a, b = x[..., 0], x[..., 1]
@@ -160,7 +169,8 @@ class DoublePendulum(Mechanics):
 
     name = "double-pendulum"
     formula = "H = (p1^2 + 2 p2^2 - 2 p1 p2 cos(q1 - q2)) / (2 + 2 sin(q1 - q2)^2) + 3 - 2 cos q1 - cos q2"
-    features, span = 4, 15.0
+    features = 4
+    span = 15.0
 
     def energy(self, x: Tensor) -> Tensor:
         a, b, p, r = x.unbind(-1)
