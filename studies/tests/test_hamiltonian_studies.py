@@ -14,7 +14,7 @@ from nablanets.errors import InvalidInputError, UnknownNameError
 from nablanets.maps import GradNetC, Quadratic
 from nablanets_studies.catalog import find_experiment
 from nablanets_studies.dynamics.arms import TWO_BODY, ZOO, as_system, build, draw_orbits, targets
-from nablanets_studies.dynamics.findings import compare_group, comparison_text
+from nablanets_studies.dynamics.findings import compare_group
 from nablanets_studies.dynamics.metrics import LongRun, OrbitMetrics, distance_curve, follow, gradient_db, long_run
 from nablanets_studies.machinery.metrics import Measured, measured
 from nablanets_studies.machinery.runner import run_experiment
@@ -157,10 +157,15 @@ def test_conclusions_follow_the_rows():
                 found.append(Measured(arm, seed, metrics))
         return found
 
-    good = comparison_text(compare_group("Test", results(-50, -30, 8), ["a"], ["b", "c"]))
+    def sentence(group):
+        experiment = find_experiment("two-body")
+        (text,) = experiment.prose.paragraphs("conclusions", experiment=experiment, config=_TWO_BODY, found=[group])
+        return text
+
+    good = sentence(compare_group("Test", results(-50, -30, 8), ["a"], ["b", "c"]))
     assert "-49.9 ± 0.1 dB (a) against -29.9 ± 0.1 dB (b): ahead by 20.0 dB" in good
     assert "8 times smaller. The aim of 11 dB and 5 times is reached." in good
-    bad = comparison_text(compare_group("Test", results(-30, -31, 0.5), ["a"], ["b"]))
+    bad = sentence(compare_group("Test", results(-30, -31, 0.5), ["a"], ["b"]))
     assert "behind by 1.0 dB" in bad
     assert "2 times larger. The aim of 11 dB and 5 times is not reached." in bad
     assert compare_group("Test", results(-50, -30, 8), ["a"], ["x"]) is None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -15,7 +16,6 @@ from nablanets_studies.dynamics.arms import PLAIN, SEPARABLE, ZOO, Arm, Dynamics
 from nablanets_studies.dynamics.findings import (
     GroupComparison,
     compare_sides,
-    comparison_text,
     distance_picture,
     orbit_picture,
 )
@@ -66,11 +66,18 @@ class ZooArm:
         return f"{self.problem.name}-{self.arm.name}"
 
 
+class ZooFacts(NamedTuple):
+    """What the protocol says of the problems."""
+
+    problems: list[Mechanics]
+
+
 class HamiltonianZooExperiment(Experiment[ZooConfig]):
     """Learn grad H of systems from oscillators to three bodies with networks of equal size."""
 
     name = "hamiltonian-zoo"
     summary = "Learn grad H of springs, pendulums, Henon-Heiles and three bodies; follow the learned systems."
+    template = "hamiltonian_zoo.md.j2"
     columns = (
         Column("gradient_db", "grad H [dB]", ".1f"),
         Column("trajectory", "distance", ".2g"),
@@ -122,7 +129,7 @@ class HamiltonianZooExperiment(Experiment[ZooConfig]):
         parameters = count_parameters(trained.system)
         return PartResult(trained.system, parameters, trained.result.seconds, metrics.to_metrics())
 
-    def comparisons(self, config: ZooConfig, run: RunFolder) -> list[GroupComparison]:
+    def findings(self, config: ZooConfig, run: RunFolder) -> list[GroupComparison]:
         """The best of ours against the best baseline, for each problem and structure."""
         results = measured(run.rows(), OrbitMetrics)
         found = []
@@ -136,23 +143,8 @@ class HamiltonianZooExperiment(Experiment[ZooConfig]):
                 found.append(compare_sides(f"{problem}, {structure.name}", results, arms))
         return [comparison for comparison in found if comparison is not None]
 
-    def conclusions(self, config: ZooConfig, run: RunFolder) -> list[str]:
-        return [comparison_text(comparison) for comparison in self.comparisons(config, run)]
-
-    def notes(self, config: ZooConfig) -> list[str]:
-        formulas = "; ".join(f"{name}: {MECHANICS[name].formula}" for name in config.problems)
-        return [
-            f"The systems, ours: {formulas}. {config.orbits} orbits of {config.points} states each, exact or by DOP853; "
-            f"{config.test_fraction:.0%} of the orbits are test, {config.validation_fraction:.0%} validation data. Derivatives are "
-            "exact.",
-            f"Plain networks see all of x = (q, p), with at most {config.parameters} parameters; separable-* are T(p) + V(q) with "
-            f"learned masses and V of at most {config.structured_parameters} parameters, where the system has that form. icnn is "
-            "there where H is convex. All but sympnet are trained by Levenberg-Marquardt in float64 "
-            f"({config.lm_starts} starts, {config.lm_steps} iterations), sympnet (the flow over one interval) by Adam "
-            f"({config.steps} steps, rates {config.rates}).",
-            "“Distance” is that of the positions, mean over test orbits and times of the span of the problem (above 3 it counts as "
-            f"3); the long run takes {config.periods} times 2 pi; the other columns are those of two-body.",
-        ]  # fmt: skip
+    def facts(self, config: ZooConfig) -> ZooFacts:
+        return ZooFacts([MECHANICS[name] for name in config.problems])
 
     def pictures(self, config: ZooConfig, run: RunFolder) -> Iterator[Picture]:
         results = measured(run.rows(), OrbitMetrics)

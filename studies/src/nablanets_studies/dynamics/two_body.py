@@ -16,7 +16,6 @@ from nablanets_studies.dynamics.findings import (
     GroupComparison,
     compare_group,
     compare_sides,
-    comparison_text,
     distance_picture,
     orbit_picture,
     window_picture,
@@ -42,6 +41,7 @@ class TwoBodyExperiment(Experiment[DynamicsConfig]):
 
     name = "two-body"
     summary = "Learn grad H of the two-body problem: error in dB, trajectories, drifts over 100 periods."
+    template = "two_body.md.j2"
     columns = (
         Column("gradient_db", "grad H [dB]", ".1f"),
         Column("trajectory", "distance, t in [0, 20]", ".2g"),
@@ -74,7 +74,7 @@ class TwoBodyExperiment(Experiment[DynamicsConfig]):
         parameters = count_parameters(trained.system)
         return PartResult(trained.system, parameters, trained.result.seconds, metrics.to_metrics())
 
-    def comparisons(self, run: RunFolder) -> list[GroupComparison]:
+    def findings(self, config: DynamicsConfig, run: RunFolder) -> list[GroupComparison]:
         """The best of ours against the best baseline, within each structure and over all."""
         results = measured(run.rows(), OrbitMetrics)
         found = []
@@ -84,9 +84,6 @@ class TwoBodyExperiment(Experiment[DynamicsConfig]):
         ours = [arm.name for arm in TWO_BODY.values() if arm.ours]
         found.append(compare_group("Any of our structures against plain baselines", results, ours, _PLAIN_BASELINES))
         return [comparison for comparison in found if comparison is not None]
-
-    def conclusions(self, config: DynamicsConfig, run: RunFolder) -> list[str]:
-        return [comparison_text(comparison) for comparison in self.comparisons(run)]
 
     def sheets(self, config: DynamicsConfig, run: RunFolder) -> list[Sheet]:
         arm = _INTEGRATED.name
@@ -103,35 +100,6 @@ class TwoBodyExperiment(Experiment[DynamicsConfig]):
             "of it, moved from the first to the last tenth",
         )
         return [Sheet(f"Integrators on {arm} (seed 0) over {config.periods} periods", columns, rows)]
-
-    def notes(self, config: DynamicsConfig) -> list[str]:
-        return [
-            "From the paper: the task, to learn grad H of the two-body problem, and its claim of up to 11 dB. Its set-up "
-            "is not known to us. Ours is that of the Hamiltonian-network literature (greydanus/hamiltonian-nn): 8-D "
-            "states of two unit masses, H = |p1|^2/2 + |p2|^2/2 - 1/|q1 - q2|, near-circular orbits around a "
-            f"common centre at rest, radii 0.5 to 1.5, speeds circular times 1 + {config.noise} N(0, 1).",
-            f"{config.orbits} orbits of {config.points} states over t in [0, 20], in closed form by Kepler's equation (so "
-            f"derivatives are exact); {config.test_fraction:.0%} of the orbits are test, {config.validation_fraction:.0%} "
-            "validation data. Each seed has its own orbits and initial weights.",
-            f"Plain networks see the 8-D state, with at most {config.parameters} parameters: gradnet-c (2 layers), "
-            "gradnet-m (4 modules), gradnet-t (GradNetTransformed of 2-unit balls, 8 sigmoids each), mlp on "
-            "derivatives, hnn (the gradient of a tanh MLP with two hidden layers), sympnet (8 shears; it learns the flow "
-            f"over one interval and has no gradient). Adam with cosine decay, {config.steps} steps of "
-            f"{config.batch_size}, the better of the rates {config.rates} by validation error.",
-            "Structure, given to ours and to the baseline alike: pair-* have H = sum p_i^2 / (2 m_i) + V(q1 - q2) with "
-            f"learned masses, V by a network of {config.structured_parameters} parameters; radial-* have V(log |q1 - q2|), "
-            f"{config.radial_parameters} parameters (gradnet-c: one layer). Total momentum is conserved by both, angular "
-            "momentum by the second. All are trained by Levenberg-Marquardt in float64 on all of x', "
-            f"{config.lm_starts} starts, {config.lm_steps} iterations.",
-            "“Distance” is that of the positions (4 numbers), mean over orbits and times; above 3 it counts as 3. Systems are "
-            "followed in float64 by Yoshida 4 (separable) or RK4 with steps of 0.05; sympnet makes its own steps. "
-            f"“Energy” and “angular momentum” are the largest relative changes of the true ones over {config.periods} periods of "
-            f"{config.long_orbits} test orbits of about the median period, by Yoshida 4, Gauss 4 (hnn and plain "
-            "GradNets) or RK4 (mlp); “trend” is the part of the learned energy's band (for mlp and sympnet the true "
-            "energy's) that lies between the means of its first and last tenth: near 0 for bounded "
-            "oscillation, 1 for steady drift; “lost” is 1 if an orbit went ten times as far out as it began, or an implicit "
-            "solve failed. Yoshida 4 on the exact system shows a band of 1.6e-4 with these 36 steps per period.",
-        ]  # fmt: skip
 
     def pictures(self, config: DynamicsConfig, run: RunFolder) -> Iterator[Picture]:
         names = [arm for arm in TWO_BODY if (arm, 0) in run.finished()]
