@@ -11,7 +11,9 @@ from nablanets.activations import ACTIVATIONS, GroupActivation
 from nablanets_studies.catalog import find_experiment
 from nablanets_studies.fields import activation_findings
 from nablanets_studies.fields.activations import TARGETS, gradient_arms
-from nablanets_studies.fields.efficiency_findings import Findings
+from nablanets_studies.fields.efficiency_arms import FEATURES, MODES
+from nablanets_studies.fields.efficiency_metrics import EfficiencyMetrics
+from nablanets_studies.fields.efficiency_results import EfficiencyResults
 from nablanets_studies.machinery import costs
 from nablanets_studies.machinery.costs import growth_exponent, interleaved_times, peak_bytes
 from nablanets_studies.machinery.runner import run_experiment
@@ -151,12 +153,21 @@ def test_the_page_of_costs_follows_from_its_numbers(efficiency):
     )
     for title in ("Growth with d; exponents over 128 to 512", "Growth with batch", "Accuracy by parameters"):
         assert title in page
-    found = Findings(config, run)
-    assert all(
-        found.seconds(arm, f"{mode}_d{d}") > 0 for arm in metrics for mode in ("forward", "step") for d in (2, 512)
-    )
+    found = EfficiencyResults(config, run)
+    sizes = config.growth(FEATURES)
+    assert [size.value for size in sizes] == list(config.features)
+    assert all(found.seconds(arm, mode, size) > 0 for arm in metrics for mode in MODES for size in sizes)
     full, quarter = found.equal_time(), found.equal_time(0.25)
     assert all(full[arm].mean <= quarter[arm].mean for arm in quarter)
+
+
+def test_costs_are_read_as_they_were_written(efficiency):
+    _, config, run, metrics = efficiency
+    for row in run.rows():
+        read = EfficiencyMetrics.from_metrics(config, row.metrics)
+        assert read.to_metrics(config) == row.metrics
+    values = metrics["mlp"]
+    assert values["step_d16_ratio"] == values["step_d16"] / values["step_d16_reference"]
 
 
 def test_calls_take_turns_and_short_ones_are_repeated():
