@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 import pickle
 
@@ -12,12 +13,11 @@ from torch import nn
 from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
-from nablanets import GradientResidual
+from nablanets import GradientResidual, add_gradient_residuals
 from nablanets.errors import InvalidInputError, NablaError, ShapeError, UnknownNameError
-from nablanets.residual import ConstantSumError
+from nablanets.residual import ConstantSumError, ResidualSettings, SkipKind, kinds, register_skip
 from nablanets.residual.mixing import unit
-from nablanets.residual.skip import SKIPS
-from tests.residual_models import UnreadableNorm
+from tests.residual_models import UnreadableNorm, plain_mlp
 
 
 def mlp():
@@ -33,31 +33,56 @@ def norm_conv():
     return nn.Sequential(first, nn.BatchNorm2d(4), nn.ReLU(inplace=True), second, nn.BatchNorm2d(4))
 
 
-def test_arms_are_what_they_say():
+def test_skips_are_what_they_say():
     torch.manual_seed(0)
     block, x, s = mlp(), torch.randn(5, 4), torch.sigmoid(torch.tensor(0.7))
-    out = {skip: GradientResidual(block, 0.7, skip=skip, normalize="none") for skip in SKIPS}
-    y, g = block(x), out["gradient"].gradient(x)
-    r = out["random"].vector
-    size = g.norm(dim=-1, keepdim=True)
-    expected = {
-        "gradient": (1 - s) * x + s * g, "pure": g, "added": s * g, "identity": x, "none": 0 * x, "scalar": x,
-        "damped": (1 - s) * x, "random": (1 - s) * x + s * r, "magnitude": (1 - s) * x + s * size * x / x.norm(dim=-1, keepdim=True),
-    }  # fmt: skip
-    assert set(expected) == set(SKIPS)
-    for skip, layer in out.items():
-        assert_close(layer(x), y + expected[skip])
-    with torch.no_grad():
-        out["scalar"].scale.fill_(3.0)
-    assert_close(out["scalar"](x), y + 3 * x)
+    y, g = block(x), GradientResidual(block).gradient(x)
+    expected = {"gradient": (1 - s) * x + s * g, "pure": g, "added": s * g}
+    for skip, carried in expected.items():
+        assert_close(GradientResidual(block, 0.7, skip=skip, normalize="none")(x), y + carried)
 
 
-def test_random_vector_is_fixed_and_normalised_like_g():
-    layer, x = GradientResidual(mlp(), math.inf, skip="random"), torch.randn(5, 4)
-    carried = layer(x) - layer.block(x)
-    assert_close(carried, carried[:1].expand(5, 4))
-    assert_close(carried.norm(dim=-1), torch.ones(5))
-    assert "vector" in layer.state_dict()
+class Doubled(SkipKind):
+    """2 x, or s m (x + g) with a trained m, in one kind of a test's own."""
+
+    def prepare(self, layer):
+        layer.multiple = nn.Parameter(torch.full((), 3.0))
+
+    def carried(self, layer, x, g):
+        return layer.gate_for(x) * layer.multiple * (x + layer.normalized(g))
+
+
+@pytest.fixture
+def doubled(monkeypatch):
+    monkeypatch.setattr(kinds, "_KINDS", dict(kinds._KINDS))
+    register_skip("doubled", Doubled())
+
+
+def test_a_kind_of_ones_own_joins_layers_and_models(doubled):
+    block, x = mlp(), torch.randn(5, 4)
+    layer = GradientResidual(block, 0.7, skip="doubled", gain=2.0)
+    g = layer.gradient(x)
+    expected = block(x) + torch.sigmoid(torch.tensor(0.7)) * 3 * (x + 2 * g / g.norm(dim=-1, keepdim=True))
+    assert_close(layer(x), expected)
+    assert set(dict(layer.named_parameters(recurse=False))) == {"multiple", "alpha"}
+    assert_close(pickle.loads(pickle.dumps(layer))(x), expected)
+    report = add_gradient_residuals(plain_mlp(), skip="doubled")
+    assert "4.gradient_residual.multiple" in report.model.state_dict()
+
+
+def test_names_of_kinds_are_not_taken_twice(doubled):
+    register_skip("doubled", Doubled())  # a module that is imported again
+    with pytest.raises(InvalidInputError, match="taken by GatedGradient"):
+        register_skip("gradient", Doubled())
+    with pytest.raises(InvalidInputError, match="object of a subclass"):
+        register_skip("other", Doubled)
+
+
+def test_a_kind_without_gradient_that_asks_for_it_is_explained(monkeypatch):
+    monkeypatch.setattr(kinds, "_KINDS", dict(kinds._KINDS))
+    register_skip("mistaken", type("Mistaken", (kinds.PureGradient,), {"needs_gradient": False})())
+    with pytest.raises(InvalidInputError, match="needs_gradient = True"):
+        GradientResidual(mlp(), skip="mistaken")(torch.randn(5, 4))
 
 
 @pytest.mark.parametrize(
@@ -180,8 +205,6 @@ def test_constant_output_sums_are_refused_with_remedies(tail):
         layer = GradientResidual(block, norm=norm, stop_gradient=False)
         g = layer.gradient(x) if not isinstance(tail, nn.InstanceNorm1d) else layer.gradient(torch.randn(2, 4, 4))
         assert g.abs().max() > 1e-3
-    for skip in ("identity", "damped", "none", "scalar"):
-        GradientResidual(block, skip=skip)  # needs no gradient
 
 
 def test_remedies_are_what_they_say():
@@ -233,15 +256,42 @@ def test_unknown_structures_are_tried_at_the_first_call():
         GradientResidual(UnreadableNorm(4), norm="constant")
 
 
-def test_wrong_settings_are_explained():
-    for settings, message in (
-        ({"skip": "gradent"}, "gradient"), ({"normalize": "pixel"}, "position"), ({"probe": "one"}, "ones"),
-        ({"norm": "exat"}, "exact"),
-    ):  # fmt: skip
-        with pytest.raises(UnknownNameError, match=message):
-            GradientResidual(mlp(), **settings)
-    with pytest.raises(InvalidInputError, match="counted from the end"):
-        GradientResidual(mlp(), channel_dim=1)
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"skip": "gradent"}, UnknownNameError, "no skip 'gradent'.*'gradient'"),
+        ({"normalize": "pixel"}, UnknownNameError, "position"), ({"probe": "one"}, UnknownNameError, "ones"),
+        ({"norm": "exat"}, UnknownNameError, "exact"), ({"normalise": "sample"}, UnknownNameError, "'normalize'"),
+        ({"normalize": None}, InvalidInputError, "one of 'position'.*got None"),
+        ({"alpha": [1.0]}, InvalidInputError, "alpha to be a number.*got"),
+        ({"alpha": math.nan}, InvalidInputError, "alpha to be a number"),
+        ({"learn_alpha": 1}, InvalidInputError, "learn_alpha=True"),
+        ({"per_channel": "yes"}, InvalidInputError, "per_channel=True"),
+        ({"stop_gradient": None}, InvalidInputError, "stop_gradient=True"),
+        ({"gain": math.inf}, InvalidInputError, "gain to be a finite number"),
+        ({"gain": "2"}, InvalidInputError, "gain to be a finite number"),
+        ({"channels": 0}, InvalidInputError, "channels to be an integer >= 1"),
+        ({"channels": 2.0}, InvalidInputError, "channels to be an integer >= 1"),
+        ({"channel_dim": 1}, InvalidInputError, "counted from the end"),
+        ({"channel_dim": True}, InvalidInputError, "counted from the end"),
+    ],
+)  # fmt: skip
+def test_wrong_settings_are_explained(settings, error, message):
+    for make in (lambda: GradientResidual(mlp(), **settings), lambda: add_gradient_residuals(plain_mlp(), **settings)):
+        with pytest.raises(error, match=message):
+            make()
+
+
+def test_settings_are_frozen_and_each_has_a_check():
+    settings = ResidualSettings(alpha=torch.zeros(3), gain=2)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        settings.gain = 3.0
+    for name in (each.name for each in dataclasses.fields(settings)):
+        with pytest.raises(InvalidInputError, match=name if name not in {"skip", "probe"} else "one of"):
+            dataclasses.replace(settings, **{name: object()})
+
+
+def test_settings_that_do_not_fit_the_block_are_explained():
     with pytest.raises(InvalidInputError, match="channels="):
         GradientResidual(UnreadableNorm(4), probe="random")
     with pytest.raises(InvalidInputError, match="stop_gradient=False"):

@@ -8,7 +8,9 @@ from nablanets.residual.diagnostics import (
     neighbour_cosines,
     residual_statistics,
 )
+from nablanets.residual.kinds import SkipKind, register_skip
 from nablanets.residual.layer import GradientResidual
+from nablanets.residual.settings import ResidualSettings
 
 __all__ = [
     "ConstantSumError",
@@ -16,8 +18,11 @@ __all__ = [
     "GradientResidual",
     "LayerStatistics",
     "ResidualHistory",
+    "ResidualSettings",
+    "SkipKind",
     "add_gradient_residuals",
     "neighbour_cosines",
+    "register_skip",
     "remove_gradient_residuals",
     "residual_statistics",
 ]

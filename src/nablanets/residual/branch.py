@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from nablanets.errors import InvalidInputError, unknown_name
+from nablanets.errors import InvalidInputError
 from nablanets.residual.elementwise import SLOPES
 from nablanets.residual.norms import BATCH_NORMS, GROUPED_NORMS
 from nablanets.residual.program import Attribute, Program, Slot, Step, submodule, vjp_of
 from nablanets.residual.reading import read
 from nablanets.residual.rules import rule_of
+from nablanets.residual.settings import Norm
 from nablanets.residual.sweep import Pull, Sweep
-
-Norm = Literal["exact", "constant", "before"]
-NORMS: tuple[str, ...] = get_args(Norm)
 
 _REMEDIES = (
     "Its gradient would be rounding noise. Choose norm='before' (the gradient of what comes before the last "
@@ -50,16 +47,14 @@ class Branch:
     """
 
     program: Program | None
-    norm: str = "exact"
+    norm: Norm = "exact"
     _last_norm: list[Step] | None = field(default=None, init=False, repr=False)
 
     @classmethod
-    def of(cls, block: nn.Module, norm: str) -> Branch:
+    def of(cls, block: nn.Module, norm: Norm) -> Branch:
         return cls(read(block), norm)
 
     def __post_init__(self) -> None:
-        if self.norm not in NORMS:
-            raise unknown_name("treatment of norms", self.norm, NORMS)
         if self.program is None and self.norm != "exact":
             raise InvalidInputError(
                 f"GradientResidual: norm={self.norm!r} needs a block whose forward can be read (straight code on its "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import fnmatch
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from nablanets.errors import InvalidInputError
 from nablanets.printing import as_text, make_table
 from nablanets.residual.branch import Branch
 from nablanets.residual.find import NO_SUM, Block, Chain, EncoderLayer, blocks_of, square_chains
+from nablanets.residual.settings import ResidualSettings
 from nablanets.residual.skip import GradientSkip
 from nablanets.residual.swap import (
     AttachedSkip,
@@ -65,7 +67,7 @@ class ConversionReport:
 
 
 def add_gradient_residuals(
-    model: nn.Module, where: Where = None, *, inplace: bool = True, norm: str = "exact", **settings: Any
+    model: nn.Module, where: Where = None, *, inplace: bool = True, **settings: Any
 ) -> ConversionReport:
     """Give the residual blocks of a model gradient residuals, keeping its weights and the names in its state_dict.
 
@@ -80,10 +82,10 @@ def add_gradient_residuals(
         model: any model. Inner blocks come first: a module around converted blocks is left alone.
         where: which modules to look at: a glob pattern of names ("layer[34].*"), or a function of name and module.
         inplace: change ``model``; otherwise a deep copy, ``report.model``.
-        norm: see :class:`GradientResidual`. ResNets, whose branches end in batch normalisation, need "constant" or
-            "before".
-        settings: further settings of :class:`GradientResidual`: alpha, learn_alpha, normalize, stop_gradient, ...
-            An nn.Parameter as alpha is shared by all blocks.
+        settings: fields of :class:`ResidualSettings`: alpha, learn_alpha, normalize, stop_gradient, norm, ...
+            ResNets, whose branches end in batch normalisation, need norm="constant" or norm="before". An
+            nn.Parameter as alpha is shared by all blocks. Chains in models without skips get skip="added" unless
+            another is given.
 
     Returns:
         A report that prints as a table.
@@ -97,6 +99,8 @@ def add_gradient_residuals(
     >>> [block.name for block in report.converted], "4.gradient_residual.alpha" in mlp.state_dict()
     (['4'], True)
     """
+    chosen = ResidualSettings.of(**settings)
+    without_skips = chosen if "skip" in settings else dataclasses.replace(chosen, skip="added")
     model = model if inplace else copy.deepcopy(model)
     found, refused = _find(model, where)
     if not found:
@@ -105,7 +109,10 @@ def add_gradient_residuals(
             f"add_gradient_residuals: expected residual blocks in this {type(model).__name__}, found none to convert:\n"
             f"{reasons}\nUse GradientResidual on blocks of your own."
         )
-    skips = [_skip(name, module, block, norm, settings) for name, module, block in found]
+    skips = []
+    for name, module, block in found:
+        added_by_model = not isinstance(block, Chain) or block.added
+        skips.append(_skip(name, module, block, chosen if added_by_model else without_skips))
     converted = []
     for (name, module, block), skip in zip(found, skips, strict=True):
         host = _apply(module, block, skip)
@@ -181,12 +188,10 @@ def _matches(where: Where, name: str, module: nn.Module) -> bool:
 
 
 def _skip(
-    name: str, module: nn.Module, block: Block | Chain | EncoderLayer, norm: str, settings: dict[str, Any]
+    name: str, module: nn.Module, block: Block | Chain | EncoderLayer, settings: ResidualSettings
 ) -> AttachedSkip:
-    if isinstance(block, Chain) and not block.added:
-        settings = {"skip": "added", **settings}
     try:
-        return AttachedSkip(Branch(block.branch, norm), module, **settings)
+        return AttachedSkip(Branch(block.branch, settings.norm), module, settings)
     except InvalidInputError as error:
         raise type(error)(f"add_gradient_residuals, {name or 'the model itself'}: {error}") from error
 

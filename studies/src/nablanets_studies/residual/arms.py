@@ -8,7 +8,10 @@ from typing import Any
 from torch import nn
 
 from nablanets.errors import unknown_name
-from nablanets.residual.layer import GradientResidual
+from nablanets.residual import GradientResidual
+from nablanets_studies.residual.controls import register_controls
+
+register_controls()
 
 #: Settings of :class:`GradientResidual` by the name of an arm.
 ARMS: dict[str, dict[str, Any]] = {
