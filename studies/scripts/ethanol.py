@@ -1,7 +1,7 @@
-"""Make src/nablanets/problems/data/ethanol.npz: energies and forces of ethanol by GFN2-xTB.
+"""Make src/nablanets_studies/problems/data/ethanol.npz: energies and forces of ethanol by GFN2-xTB.
 
     pip install ase tblite
-    python scripts/ethanol.py
+    python studies/scripts/ethanol.py
 
 Seven trajectories of Langevin dynamics at 500 K, from the two conformers in turn; 500 frames each, 25 fs apart, after
 2.5 ps of equilibration. And two rigid scans from the relaxed trans conformer: the hydroxyl and the methyl group turned
@@ -22,7 +22,7 @@ from ase.md.velocitydistribution import MaxwellBoltzmannDistribution, Stationary
 from ase.optimize import BFGS
 from tblite.ase import TBLite
 
-TARGET = Path(__file__).parents[1] / "src/nablanets/problems/data/ethanol.npz"
+TARGET = Path(__file__).parents[1] / "src/nablanets_studies/problems/data/ethanol.npz"
 TEMPERATURE, STEP, FRICTION = 500.0, 0.5 * units.fs, 0.01 / units.fs
 #: The dihedral angle that a scan turns, and the atoms that move with it.
 SCANS = {"hydroxyl": ((0, 1, 2, 3), [3]), "methyl": ((2, 1, 0, 6), [6, 7, 8])}

