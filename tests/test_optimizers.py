@@ -129,7 +129,7 @@ def test_halving_keeps_the_best_and_doubles_the_samples():
     nets = [_published("m", True) for _ in range(5)]
     lm = Levenberg(nets, (x, g), (x, g), rows=64, halve_every=10)
     for _ in range(10):
-        ranking = lm._ranking()
+        ranking = lm.validation_errors()
         lm.advance(0.0)
     assert len(lm.alive) == 3
     assert lm.rows == 128

@@ -10,7 +10,7 @@ from torch.testing import assert_close
 
 from nablanets import GradNetC, GradNetM, Quadratic, fit
 from nablanets.errors import InvalidInputError, ModelFileError, ShapeError, UnknownNameError
-from nablanets.fitting import FitSettings, decibels, error
+from nablanets.fitting import decibels, error
 from nablanets.starts import initialise_affine, standardised
 from tests.peers import MLP, AffineField
 
@@ -57,7 +57,8 @@ def test_same_seed_same_result():
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "interrupt_at"), [("adam", 1), ("adam", 3), ("adam", 5), ("muon", 3), ("lbfgs", 3), ("levenberg", 3)]
+    ("optimizer", "interrupt_at"),
+    [("adam", 1), ("adam", 3), ("adam", 5), ("adam", 6), ("muon", 3), ("lbfgs", 3), ("levenberg", 3)],
 )
 def test_an_interrupted_fit_ends_exactly_as_if_nothing_had_happened(tmp_path, optimizer, interrupt_at):
     if optimizer == "muon" and not hasattr(torch.optim, "Muon"):
@@ -76,7 +77,7 @@ def test_an_interrupted_fit_ends_exactly_as_if_nothing_had_happened(tmp_path, op
         if row.step == 10 * interrupt_at:
             raise Interrupted
 
-    path = tmp_path / "state.pt"
+    path = tmp_path / "state.safetensors"
     part = copy.deepcopy(start)
     with pytest.raises(Interrupted):
         fit(part, x, g, checkpoint=path, report=stop, **options)
@@ -137,6 +138,8 @@ def test_bad_samples_are_explained(change, kind, message):
         ({"schedule": "cosin"}, UnknownNameError, "'cosine'"),
         ({"validation": 1.5}, InvalidInputError, "fraction"),
         ({"optimizer": "levenberg", "weight_decay": 0.1}, InvalidInputError, "no weight decay"),
+        ({"warmup": 200}, InvalidInputError, "fraction of the run"),
+        ({"clip_norm": 0.0}, InvalidInputError, "clip_norm to be positive"),
         ({"optimizer": "lbfg"}, UnknownNameError, "'lbfgs'"),
     ],
 )
@@ -145,11 +148,8 @@ def test_bad_settings_are_explained(settings, kind, message):
         fit(GradNetC(2, 4), *_data(), progress=False, **settings)
 
 
-def test_schedules():
-    settings = FitSettings(learning_rate=1.0, warmup=0.1)
-    assert settings.rate(0.05) == pytest.approx(0.5, abs=0.01)
-    assert settings.rate(1.0) == pytest.approx(0.0, abs=1e-12)
-    assert settings.update(schedule="constant").rate(0.7) == 1.0
+def test_decibels():
+    assert decibels(0.01) == pytest.approx(-20)
     assert decibels(0.0) == float("-inf")
 
 
@@ -200,9 +200,9 @@ def test_fresh_samples_are_drawn_for_every_batch_and_resumed(tmp_path):
             raise Interrupted
 
     with pytest.raises(Interrupted):
-        fit(copy.deepcopy(start), _fresh, checkpoint=tmp_path / "state.pt", report=stop, **options)
+        fit(copy.deepcopy(start), _fresh, checkpoint=tmp_path / "state.safetensors", report=stop, **options)
     resumed = copy.deepcopy(start)
-    fit(resumed, _fresh, checkpoint=tmp_path / "state.pt", **options)
+    fit(resumed, _fresh, checkpoint=tmp_path / "state.safetensors", **options)
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
     for bad in ({"validation": 0.1}, {"g": test[1]}):
         with pytest.raises(InvalidInputError, match="draws fresh samples"):

@@ -50,24 +50,44 @@ def split(x: Tensor, g: Tensor, validation: float | Samples, generator: torch.Ge
     if held_out >= len(x):
         raise InvalidInputError(f"fit: {len(x)} samples are too few to hold out {validation:.0%} of them.")
     order = torch.randperm(len(x), generator=generator).to(x.device)
-    test, train = order[:held_out], order[held_out:]
-    return (x[train], g[train]), (x[test], g[test])
+    for_validation = order[:held_out]
+    for_training = order[held_out:]
+    return (x[for_training], g[for_training]), (x[for_validation], g[for_validation])
 
 
 class BatchSource(Protocol):
     """Where a fit takes its batches from: endless, and resumable from its state."""
 
-    def next(self) -> Samples: ...
-    def state(self) -> dict[str, Any]: ...
+    def next(self) -> Samples:
+        """The next batch."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """What :meth:`restore` needs to give the batches that would come next: tensors and numbers."""
+        ...
+
     def restore(self, state: dict[str, Any]) -> None: ...
-    def signature(self) -> list[Any]: ...
+
+    def signature(self) -> list[Any]:
+        """JSON values that tell these samples from others, for checkpoints."""
+        ...
 
 
 class Batches:
-    """An endless stream of batches, reshuffled every epoch, that can be stored and resumed exactly."""
+    """An endless stream of batches, reshuffled every epoch, that can be stored and resumed exactly.
+
+    An epoch is shuffled once, as a whole, so that a batch is a view of consecutive rows. To resume, the generator is
+    set back to where the epoch began, and the same order is drawn again.
+
+    Args:
+        x, g: samples, (n, d) and (n, k).
+        size: of a batch; n if that is less.
+        generator: draws the orders.
+    """
 
     def __init__(self, x: Tensor, g: Tensor, size: int, generator: torch.Generator) -> None:
-        self.x, self.g = x, g
+        self.x = x
+        self.g = g
         self.size = min(size, len(x))
         self.generator = generator
         self._begin_epoch()
@@ -76,7 +96,8 @@ class Batches:
         self.epoch_state = self.generator.get_state()
         self.position = 0
         order = torch.randperm(len(self.x), generator=self.generator).to(self.x.device)
-        self._x, self._g = self.x.index_select(0, order), self.g.index_select(0, order)
+        self._x = self.x.index_select(0, order)
+        self._g = self.g.index_select(0, order)
 
     def next(self) -> Samples:
         """The next batch; rows that do not fill a batch at the end of an epoch wait for the next one."""
@@ -113,10 +134,11 @@ class StackedBatches:
     """
 
     def __init__(self, samples: Sequence[Samples], size: int, generators: Sequence[torch.Generator]) -> None:
-        self.features, self.generators = samples[0][0].shape[1], generators
-        rows = [torch.cat(own, dim=1) for own in samples]
+        self.features = samples[0][0].shape[1]
+        self.generators = generators
+        rows = [torch.cat(own, dim=1) for own in samples]  # x and g side by side: (n, 2 d)
         self.rows = rows if len(rows) > 1 else rows * len(generators)
-        self.shuffled = rows[0].new_empty(len(generators), *rows[0].shape)
+        self.shuffled = rows[0].new_empty(len(generators), *rows[0].shape)  # (B, n, 2 d)
         self.size = min(size, self.shuffled.shape[1])
         self._begin_epoch()
 
@@ -139,10 +161,14 @@ class FreshBatches:
     """Batches of samples that are drawn when they are needed and seen once."""
 
     def __init__(self, net: nn.Module, sampler: Sampler, size: int, generator: torch.Generator) -> None:
-        self.net, self.sampler, self.size, self.generator = net, sampler, size, generator
+        self.net = net
+        self.sampler = sampler
+        self.size = size
+        self.generator = generator
 
     def next(self) -> Samples:
-        return check_samples(self.net, *self.sampler(self.size, self.generator), owner="fit")
+        x, g = self.sampler(self.size, self.generator)
+        return check_samples(self.net, x, g, owner="fit")
 
     def signature(self) -> list[Any]:
         return ["fresh", self.size]

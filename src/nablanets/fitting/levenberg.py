@@ -1,4 +1,30 @@
-"""Levenberg-Marquardt for small networks, on many starts at once."""
+r"""Levenberg-Marquardt for small networks, on many starts at once.
+
+Least squares have more structure than other minimisations: with residuals r and their Jacobian J, the Hessian of
+:math:`\tfrac12 \|r\|^2` is nearly :math:`J^\top J` where the residuals are small. The Gauss-Newton step uses that, but
+overshoots far from a solution, where the model of r as linear does not hold. Levenberg and Marquardt shorten the step
+by a damping mu: large, it is a small step down the gradient; zero, it is the Gauss-Newton step.
+
+One iteration, for each start:
+
+1. Solve :math:`(J^\top J + \mu D)\, \delta = -J^\top r` by Cholesky.
+2. Evaluate the error at :math:`\theta + \delta`, and compare its fall with that of the linear model: the gain ratio.
+3. If the error has fallen, take the step, divide the damping by up to three (the more, the better the model was), and
+   compute J anew. If not, stay, and multiply the damping by 2, then 4, then 8, ... until a step succeeds.
+
+D is the diagonal of :math:`J^\top J`, the largest that was seen, so that a parameter in other units takes the same
+steps. Everything is in float64: :math:`J^\top J` squares the condition number of J.
+
+Beside this stands a search over starts, which is where a small network gains most: every so many iterations the worse
+half of the starts, by validation error, is dropped, and the rest go on with twice the samples. An iteration costs
+starts x samples x d x p^2 multiply-adds, hence the same throughout while several starts remain. This is successive
+halving with samples and iterations as the budget.
+
+Reference:
+    Damped equations: Marquardt, J. SIAM 11 (1963). D as a running maximum: More, The Levenberg-Marquardt algorithm,
+    1978, section 6 (MINPACK). The damping: Nielsen, Damping parameter in Marquardt's method, IMM-REP-1999-05, eq. 2.4.
+    Successive halving: Jamieson and Talwalkar, AISTATS 2016; ours doubles the samples at the same time.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +35,27 @@ import torch
 from torch import Tensor, nn
 
 from nablanets.fitting.batches import Samples
+from nablanets.fitting.settings import StartRecord
 from nablanets.fitting.stack import Stack
 from nablanets.fitting.stepper import Stepper
 
 # Numbers in the Jacobians that are held at once: about what fits into a cache.
 _CHUNK = 2**20
+# Samples in a chunk at least; fewer would leave nothing to vectorise.
+_CHUNK_ROWS = 16
+# Validation samples that starts are compared by: enough to rank them, few beside the training samples.
 _RANKING_ROWS = 500
-# A start stands still when its error falls by less than this fraction over an iteration, so often in a row.
-_STILL, _PATIENCE = 1e-7, 10
+# An iteration is without progress if the error falls by less than this fraction.
+_LEAST_PROGRESS = 1e-7
+# A start has converged after so many iterations without progress in a row.
+_PATIENCE = 10
+# The damping at the beginning, beside a D that has the size of J^T J: cautious, and soon divided away.
+_FIRST_DAMPING = 1.0
+# Where the damping stays: above the rounding of J^T J, and below the overflow of repeated doublings.
+_LEAST_DAMPING = 1e-15
+_LARGEST_DAMPING = 1e15
+# Of the entries of D: a parameter that nothing depends on must not make the system singular.
+_LEAST_SCALE = 1e-12
 
 
 class Levenberg(Stepper):
@@ -24,28 +63,23 @@ class Levenberg(Stepper):
 
     .. math:: (J^\top J + \mu D)\,\delta = -J^\top r, \qquad D = \max_{\text{iterations}} \mathrm{diag}\, J^\top J,
 
-    with the residuals r and their Jacobian J (n d rows, p columns) on fixed samples, and the damping mu of Nielsen's
-    gain-ratio rule, for each start by itself. Every ``halve_every`` iterations the better half of the starts by
-    validation error goes on with twice the samples, so that an iteration costs the same as long as there are several:
-    starts x samples x d x p^2 multiply-adds. The samples are also doubled when all starts stand still; when there are
-    no more samples, the fit has converged.
+    with the residuals r and their Jacobian J (n d rows, p columns) on fixed samples, and a damping mu for each start,
+    see the module. The samples are also doubled when all starts stand still; when there are no more samples, the fit
+    has converged. A start takes the same steps whichever others there are, up to rounding.
 
     Args:
         nets: the starts; the best validated weights are shown in the first.
         train: training samples in random order.
-        test: validation samples.
-        rows: how many of them are used at the beginning, from the first on.
+        validation: samples to compare the starts by.
+        rows: how many training samples are used at the beginning, from the first on.
         halve_every: iterations between halvings; if None, all starts stay.
-
-    Reference:
-        Marquardt, J. SIAM 11 (1963); the damping: Nielsen, IMM-REP-1999-05. The halving of starts is ours.
     """
 
     def __init__(
         self,
         nets: Sequence[nn.Module],
         train: Samples,
-        test: Samples,
+        validation: Samples,
         *,
         rows: int,
         halve_every: int | None,
@@ -53,71 +87,110 @@ class Levenberg(Stepper):
         self.net = nets[0]
         self.stack = Stack(nets, torch.float64)
         self.x, self.g = (part.double() for part in train)
-        self.test = [part[:_RANKING_ROWS].double() for part in test]
-        self.rows, self.halve_every = min(rows, len(self.x)), halve_every
+        self.validation = [part[:_RANKING_ROWS].double() for part in validation]
+        self.rows = min(rows, len(self.x))
+        self.halve_every = halve_every
         self.iteration = 0
+        # Of all starts, dropped ones too: (starts,)
+        self.steps_taken = torch.zeros(len(nets), dtype=torch.long, device=self.x.device)
+        self.last_errors = torch.full((len(nets),), torch.inf, dtype=torch.float64, device=self.x.device)
+        # Of those that are left: their places among all, and their damping, (alive,)
         self.alive = torch.arange(len(nets), device=self.x.device)
-        self.damping = torch.ones_like(self.theta[:, 0])
+        self.dampings = torch.full_like(self.theta[:, 0], _FIRST_DAMPING)
+        # What _begin sets: iterations without progress in a row, and the mean |r|^2, (alive,)
+        self.without_progress: Tensor
         self.error: Tensor
-        self.still: Tensor
         self._begin()
 
     @property
-    def rate(self) -> float:
-        """The damping of the start that does best on the training samples."""
-        return float(self.damping[self.error.argmin()])
-
-    @torch.no_grad()
-    def advance(self, rate: float) -> Tensor:
-        self.iteration += 1
-        before = self.error.clone()
-        self._iterate()
-        fallen = self.error < (1 - _STILL) * before
-        self.still = torch.where(fallen, torch.zeros_like(self.still), self.still + 1)
-        due = self.halve_every is not None and self.iteration % self.halve_every == 0
-        if due and len(self.alive) > 1:
-            self._halve()
-        elif (due or bool((self.still >= _PATIENCE).all())) and self.rows < len(self.x):
-            self._enlarge()
-        return self.error.min()
-
-    @property
-    def stop_reason(self) -> str:
-        return "converged" if bool((self.still >= _PATIENCE).all()) else ""
-
-    def publish(self) -> None:
-        self.stack.write(int(self._ranking().argmin()), self.net)
-
-    def state(self) -> dict[str, Any]:
-        return {"iteration": self.iteration, "rows": self.rows} | {name: getattr(self, name) for name in self._tensors}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        self.stack.keep(state["alive"])
-        for name, value in state.items():
-            setattr(self, name, value)
-
-    _tensors = ("alive", "theta", "damping", "growth", "still", "scale", "normal", "slope", "error")
-
-    @property
     def theta(self) -> Tensor:
+        """Parameters of the starts that are left, (alive, p)."""
         return self.stack.theta
 
     @theta.setter
     def theta(self, value: Tensor) -> None:
         self.stack.theta = value
 
+    @property
+    def damping(self) -> float:
+        """The damping of the start that does best on the training samples."""
+        return float(self.dampings[self.error.argmin()])
+
+    @property
+    def stop_reason(self) -> str:
+        return "converged" if self._all_stand_still() else ""
+
+    @torch.no_grad()
+    def advance(self, learning_rate: float) -> Tensor:
+        self.iteration += 1
+        self.steps_taken[self.alive] += 1
+        before = self.error.clone()
+        self._iterate()
+        progress = self.error < (1 - _LEAST_PROGRESS) * before
+        self.without_progress = torch.where(progress, 0.0, self.without_progress + 1)
+        due = self.halve_every is not None and self.iteration % self.halve_every == 0
+        if due and len(self.alive) > 1:
+            self._halve()
+        elif (due or self._all_stand_still()) and self.rows < len(self.x):
+            self._enlarge()
+        return self.error.min()
+
+    def publish(self) -> int:
+        best = int(self.validation_errors().argmin())
+        self.stack.write(best, self.net)
+        return int(self.alive[best])
+
+    @torch.no_grad()
+    def validation_errors(self) -> Tensor:
+        """Of the starts that are left, on the samples that they are compared by; infinite where it is not a number."""
+        error = self._errors(self.theta, *self.validation)
+        error = torch.where(torch.isfinite(error), error, torch.inf)
+        self.last_errors[self.alive] = error
+        return error
+
+    def starts(self) -> tuple[StartRecord, ...]:
+        pairs = zip(self.steps_taken.tolist(), self.last_errors.tolist(), strict=True)
+        return tuple(StartRecord(steps, error) for steps, error in pairs)
+
+    def signature(self) -> dict[str, Any]:
+        return {"starts": len(self.steps_taken), "halve_every": self.halve_every}
+
+    #: What a resumed fit needs beside the numbers of iterations and samples.
+    _tensors = (
+        "alive", "theta", "dampings", "growth", "without_progress", "scale", "normal", "gradient", "error",
+        "steps_taken", "last_errors",
+    )  # fmt: skip
+
+    def state(self) -> dict[str, Any]:
+        tensors = {name: getattr(self, name) for name in self._tensors}
+        return {"iteration": self.iteration, "rows": self.rows, "tensors": tensors}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.iteration = state["iteration"]
+        self.rows = state["rows"]
+        self.stack.keep(state["tensors"]["alive"].to(self.x.device))
+        for name in self._tensors:
+            setattr(self, name, state["tensors"][name].to(self.x.device))
+
+    def _all_stand_still(self) -> bool:
+        return bool((self.without_progress >= _PATIENCE).all())
+
     def _begin(self) -> None:
-        """The normal equations of all starts on the present samples."""
-        self.growth = torch.full_like(self.damping, 2.0)
-        self.still = torch.zeros_like(self.damping)
-        self.normal, self.slope, self.error = self._normal_equations(torch.arange(len(self.alive)))
-        self.scale = self.normal.diagonal(dim1=-2, dim2=-1).clone()
+        """The normal equations of all starts on the present samples, and an end to what was counted on fewer."""
+        everyone = torch.arange(len(self.alive))
+        self.growth = torch.full_like(self.dampings, 2.0)  # what the damping is multiplied by when a step fails
+        self.without_progress = torch.zeros_like(self.dampings)
+        self.normal, self.gradient, self.error = self._normal_equations(everyone)
+        self.scale = self.normal.diagonal(dim1=-2, dim2=-1).clone()  # D: (alive, p)
 
     def _halve(self) -> None:
-        order = self._ranking().argsort(stable=True)
-        best = order[: (len(order) + 1) // 2].sort().values
+        """Drop the worse half of the starts, and double the samples."""
+        order = self.validation_errors().argsort(stable=True)
+        num_kept = (len(order) + 1) // 2
+        best = order[:num_kept].sort().values
         self.stack.keep(best)
-        self.alive, self.damping = self.alive[best], self.damping[best]
+        self.alive = self.alive[best]
+        self.dampings = self.dampings[best]
         self._enlarge()
 
     def _enlarge(self) -> None:
@@ -125,49 +198,53 @@ class Levenberg(Stepper):
         self._begin()
 
     def _iterate(self) -> None:
-        system = self.normal + torch.diag_embed(self.damping.unsqueeze(1) * self.scale.clamp(min=1e-12))
+        """One iteration of all starts: solve, compare with the linear model, accept or damp."""
+        scale = self.scale.clamp(min=_LEAST_SCALE)
+        system = self.normal + torch.diag_embed(self.dampings.unsqueeze(1) * scale)  # (alive, p, p)
         factor, failed = torch.linalg.cholesky_ex(system)
-        step = -torch.cholesky_solve(self.slope.unsqueeze(-1), factor).squeeze(-1)
+        step = -torch.cholesky_solve(self.gradient.unsqueeze(-1), factor).squeeze(-1)  # (alive, p)
+
         tried = self.theta + step
         error = self._errors(tried, self.x[: self.rows], self.g[: self.rows])
-        curvature = (step * (self.normal @ step.unsqueeze(-1)).squeeze(-1)).sum(-1)
-        gain = (self.error - error) / (-2 * (step * self.slope).sum(-1) - curvature)
+        # |r + J step|^2 = |r|^2 + 2 step . gradient + step . normal step
+        linear_term = 2 * (step * self.gradient).sum(-1)
+        quadratic_term = (step * (self.normal @ step.unsqueeze(-1)).squeeze(-1)).sum(-1)
+        gain = (self.error - error) / (-linear_term - quadratic_term)
         accepted = (gain > 0) & torch.isfinite(error) & (failed == 0)
         self.theta = torch.where(accepted.unsqueeze(1), tried, self.theta)
+
         shrink = (1 - (2 * gain - 1) ** 3).clamp(min=1 / 3)
-        self.damping = torch.where(accepted, self.damping * shrink, self.damping * self.growth).clamp(1e-15, 1e15)
-        self.growth = torch.where(accepted, torch.full_like(self.growth, 2.0), 2 * self.growth)
+        damping = self.dampings * torch.where(accepted, shrink, self.growth)
+        self.dampings = damping.clamp(_LEAST_DAMPING, _LARGEST_DAMPING)
+        self.growth = torch.where(accepted, 2.0, 2 * self.growth)
+
         moved = accepted.nonzero().squeeze(1)
         if len(moved):
-            self.normal[moved], self.slope[moved], self.error[moved] = self._normal_equations(moved)
+            self.normal[moved], self.gradient[moved], self.error[moved] = self._normal_equations(moved)
             self.scale = torch.maximum(self.scale, self.normal.diagonal(dim1=-2, dim2=-1))
 
     def _normal_equations(self, members: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """J^T J / n, J^T r / n and |r|^2 / n of some starts, summed over chunks of samples."""
+        """J^T J / n (m, p, p), J^T r / n (m, p) and |r|^2 / n (m) of m starts, summed over chunks of samples."""
         theta = self.theta[members]
         count, size = theta.shape
-        chunk = max(16, _CHUNK // (count * size * self.x.shape[1]))
-        normal, slope, error = (
-            theta.new_zeros(count, size, size),
-            torch.zeros_like(theta),
-            torch.zeros_like(theta[:, 0]),
-        )
-        for x, g in zip(self.x[: self.rows].split(chunk), self.g[: self.rows].split(chunk), strict=True):
-            jacobian, value = self.stack.jacobians(theta, x, members)
-            jacobian, residual = jacobian.flatten(1, 2), (value - g).flatten(1)
+        rows = max(_CHUNK_ROWS, _CHUNK // (count * size * self.x.shape[1]))
+        normal = theta.new_zeros(count, size, size)
+        gradient = torch.zeros_like(theta)
+        error = torch.zeros_like(theta[:, 0])
+        for x, g in zip(self.x[: self.rows].split(rows), self.g[: self.rows].split(rows), strict=True):
+            jacobian, value = self.stack.jacobians(theta, x, members)  # (m, n, d, p), (m, n, d)
+            jacobian = jacobian.flatten(1, 2)  # (m, n d, p)
+            residual = (value - g).flatten(1)  # (m, n d)
             normal += jacobian.mT @ jacobian
-            slope += (jacobian.mT @ residual.unsqueeze(-1)).squeeze(-1)
+            gradient += (jacobian.mT @ residual.unsqueeze(-1)).squeeze(-1)
             error += residual.square().sum(-1)
-        return normal / self.rows, slope / self.rows, error / self.rows
+        return normal / self.rows, gradient / self.rows, error / self.rows
 
     def _errors(self, theta: Tensor, x: Tensor, g: Tensor) -> Tensor:
-        chunk = max(16, _CHUNK // theta.numel())
-        parts = zip(x.split(chunk), g.split(chunk), strict=True)
-        sums = [(self.stack.values(theta, a) - b).square().sum(dim=(1, 2)) for a, b in parts]
+        """Mean |f(x) - g|^2 of each row of parameters, (alive,)."""
+        rows = max(_CHUNK_ROWS, _CHUNK // theta.numel())
+        sums = []
+        for points, targets in zip(x.split(rows), g.split(rows), strict=True):
+            residual = self.stack.values(theta, points) - targets  # (alive, n, d)
+            sums.append(residual.square().sum(dim=(1, 2)))
         return torch.stack(sums).sum(dim=0) / len(x)
-
-    @torch.no_grad()
-    def _ranking(self) -> Tensor:
-        """Validation error of each start; infinite where it is not a number."""
-        error = self._errors(self.theta, *self.test)
-        return torch.where(torch.isfinite(error), error, torch.inf)

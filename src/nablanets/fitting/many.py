@@ -1,4 +1,18 @@
-"""Many seeds and hyper-parameters trained as one batched program."""
+"""Many seeds and hyper-parameters trained as one batched program.
+
+Small networks leave a processor idle: most of a step is the overhead of its operations. Here the parameters of up to 32
+networks are the rows of one matrix theta, (slots, p); a batch is (slots, n, d), in each member's own order; and every
+operation of a step works on all of them at once. That is faster by about the number of members until the arrays no
+longer fit into a cache.
+
+A member's result must not depend on who trains beside it, to the last bit. Hence
+
+- every program is full: slots that are left over hold copies, so that shapes, and with them the way in which a sum is
+  divided and rounded, are always the same;
+- a member has its own slot, which follows from its seed and its place in the grid: where a row lies in memory decides
+  how it is aligned, and that may change the last bit too;
+- nothing couples the members: no early stopping, no limit in time, no clipping.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +31,9 @@ from nablanets.fitting.closed_form import make_loss, num_slots
 from nablanets.fitting.settings import FitResult, FitSettings, HistoryRow
 from nablanets.fitting.stack import Stack
 
+# Validation samples that are evaluated at once, for all members.
 _VALIDATION_CHUNK = 1024
+# What members of one program may differ in.
 _PER_MEMBER = ("learning_rate", "weight_decay", "schedule", "warmup")
 
 
@@ -78,10 +94,11 @@ def fit_many(
     nets = [_build(build, seed) for seed, _ in members]
     if not members:
         return []
-    samples = [
-        split(*check_samples(nets[0], *own, owner="fit_many"), held_out, torch.Generator().manual_seed(common.seed))
-        for own, held_out in _samples(nets[0], x, g, validation, len(seeds))
-    ]
+    samples = []
+    for own, held_out in _samples(nets[0], x, g, validation, len(seeds)):
+        checked = check_samples(nets[0], *own, owner="fit_many")
+        generator = torch.Generator().manual_seed(common.seed)  # every seed holds out the same rows
+        samples.append(split(*checked, held_out, generator))
     results: dict[int, FitResult] = {}
     slots = slots or num_slots(nets[0], common.batch_size)
     for program in _programs(members, len(seeds), slots):
@@ -90,7 +107,17 @@ def fit_many(
 
 
 class _Program:
-    """The state of the members in one program: ``slots`` says which member each slot holds; others hold copies."""
+    """The loop of the members of one program: ``slots`` says which member each slot holds; others hold copies.
+
+    It has no early stopping, no checkpoints and no limit in time, unlike the loop of ``fit``: a member must not depend
+    on the others, and all of them end together. A step of a program is that of :class:`_Adam` on the rows of theta.
+
+    Args:
+        nets: all networks, in the order of the members.
+        members: seed and settings of each network.
+        slots: which member each slot holds, None for a slot that is left over.
+        samples: training and validation samples, common ones or those of each seed.
+    """
 
     def __init__(
         self,
@@ -99,87 +126,121 @@ class _Program:
         slots: Sequence[int | None],
         samples: list[tuple[Samples, Samples]],
     ) -> None:
-        self.nets, self.slots = nets, slots
+        self.nets = nets
+        self.slots = slots
         copied = next(k for k in slots if k is not None)
         full = [copied if k is None else k for k in slots]
         self.settings = [members[k][1] for k in full]
+        self.schedules = [settings.make_schedule() for settings in self.settings]
         self.stack = Stack([nets[k] for k in full])
         generators = [torch.Generator().manual_seed(members[k][0]) for k in full]
         own = samples if len(samples) == 1 else [samples[k % len(samples)] for k in full]  # seeds vary fastest
         self.batches = StackedBatches([train for train, _ in own], self.settings[0].batch_size, generators)
-        self.test = own[0][1] if len(own) == 1 else _stacked([test for _, test in own])
-        self.theta, self.loss = self.stack.theta, make_loss(self.stack)
+        self.validation = own[0][1] if len(own) == 1 else _stacked([held_out for _, held_out in own])
+        self.theta = self.stack.theta  # (slots, p)
+        self.loss = make_loss(self.stack)
         self.adam = _Adam(self.theta, self.settings)
         self.best = self.theta.clone()
         self.best_error = torch.full_like(self.best[:, 0], math.inf)
         self.history: list[list[HistoryRow]] = [[] for _ in slots]
 
     def run(self) -> dict[int, FitResult]:
-        begin, settings = time.perf_counter(), self.settings[0]
-        losses = torch.zeros_like(self.best_error)
+        """Train the members, put the best weights into their networks, and say what each of them did."""
+        began = time.perf_counter()
+        settings = self.settings[0]
+        losses = torch.zeros_like(self.best_error)  # sums since the last validation
         for step in range(1, settings.steps + 1):
-            rates = [s.rate((step - 1) / settings.steps) for s in self.settings]
-            losses += self._advance(rates)
+            progress = (step - 1) / settings.steps
+            learning_rates = [schedule.at(progress) for schedule in self.schedules]
+            losses += self._advance(learning_rates)
             if step == settings.steps or step % settings.validation_interval == 0:
-                self._validate(step, time.perf_counter() - begin, losses, rates)
+                self._validate(step, time.perf_counter() - began, losses, learning_rates)
                 losses.zero_()
-        own = {k: slot for slot, k in enumerate(self.slots) if k is not None}
-        for k, slot in own.items():
-            self.stack.write(slot, self.nets[k], self.best)
-        return {k: self._result(self.history[slot]) for k, slot in own.items()}
+        results = {}
+        for slot, k in enumerate(self.slots):
+            if k is not None:
+                self.stack.write(slot, self.nets[k], self.best)
+                results[k] = self._result(self.history[slot])
+        return results
 
-    def _advance(self, rates: list[float]) -> Tensor:
+    def _advance(self, learning_rates: list[float]) -> Tensor:
         loss, gradient = self.loss.with_gradient(self.theta, *self.batches.next())
-        self.adam.step(gradient, rates)
+        self.adam.step(gradient, learning_rates)
         return loss
 
     @torch.no_grad()
-    def _validate(self, step: int, seconds: float, losses: Tensor, rates: list[float]) -> None:
-        parts = zip(*(part.split(_VALIDATION_CHUNK, dim=-2) for part in self.test), strict=True)
-        sums = [(self.loss.values(self.theta, x) - g).square().sum(dim=(1, 2)) for x, g in parts]
-        value = torch.stack(sums).sum(dim=0) / self.test[0].shape[-2]
+    def _validate(self, step: int, seconds: float, losses: Tensor, learning_rates: list[float]) -> None:
+        value = self._validation_errors()
         better = value < self.best_error
         self.best = torch.where(better.unsqueeze(1), self.theta, self.best)
         self.best_error = torch.where(better, value, self.best_error)
-        for rows, rate, total, error in zip(self.history, rates, losses.tolist(), value.tolist(), strict=True):
-            count = step - (rows[-1].step if rows else 0)
-            rows.append(HistoryRow(step, seconds, total / count, error, rate))
+        columns = zip(self.history, learning_rates, losses.tolist(), value.tolist(), strict=True)
+        for rows, learning_rate, total, error in columns:
+            steps = step - (rows[-1].step if rows else 0)
+            rows.append(HistoryRow(step, seconds, total / steps, error, learning_rate))
+
+    def _validation_errors(self) -> Tensor:
+        """Mean ||f(x) - g||^2 of each slot, (slots,), in chunks of samples."""
+        x, g = self.validation
+        sums = []
+        chunks = zip(x.split(_VALIDATION_CHUNK, dim=-2), g.split(_VALIDATION_CHUNK, dim=-2), strict=True)
+        for points, targets in chunks:
+            residual = self.loss.values(self.theta, points) - targets  # (slots, n, d)
+            sums.append(residual.square().sum(dim=(1, 2)))
+        return torch.stack(sums).sum(dim=0) / x.shape[-2]
 
     def _result(self, rows: list[HistoryRow]) -> FitResult:
         finite = [row for row in rows if math.isfinite(row.validation_error)]
         best = min(finite, key=lambda row: row.validation_error, default=rows[0])
-        reason = "steps" if math.isfinite(rows[-1].validation_error) else "diverged"
-        return FitResult(rows, best.validation_error, best.step, reason, rows[-1].step, rows[-1].seconds)
+        return FitResult(
+            history=rows,
+            best_validation_error=best.validation_error,
+            best_step=best.step,
+            stop_reason="steps" if math.isfinite(rows[-1].validation_error) else "diverged",
+            steps=rows[-1].step,
+            seconds=rows[-1].seconds,
+        )
 
 
 class _Adam:
-    """Adam on rows of parameters: torch's step of rate one from zero, which each row takes times its own rate."""
+    """Adam on rows of parameters, each with a learning rate and a decay of its own.
+
+    torch's fused Adam knows one learning rate for a whole tensor. So it is given a tensor of zeros and the learning
+    rate one, which leaves in that tensor the change that Adam makes; each row of theta then takes the change times its
+    own learning rate. Decay is done here, before: as a penalty in the gradient ("adam") or as a factor ("adamw").
+
+    Args:
+        theta: (slots, p), changed in place by each step.
+        settings: of each row.
+    """
 
     def __init__(self, theta: Tensor, settings: Sequence[FitSettings]) -> None:
-        self.theta, self.change = theta, nn.Parameter(torch.zeros_like(theta))
+        self.theta = theta
+        self.change = nn.Parameter(torch.zeros_like(theta))
         self.adam = torch.optim.Adam([self.change], lr=1.0, fused=True)
         self.decoupled = settings[0].optimizer == "adamw"
-        self.decay = theta.new_tensor([[s.weight_decay] for s in settings])
-        self.decays = any(s.weight_decay for s in settings)
+        self.weight_decay = theta.new_tensor([[each.weight_decay] for each in settings])  # (slots, 1)
+        self.decays = any(each.weight_decay for each in settings)
 
     @torch.no_grad()
-    def step(self, gradient: Tensor, rates: Sequence[float]) -> None:
-        rate = self.theta.new_tensor(rates).unsqueeze(1)
+    def step(self, gradient: Tensor, learning_rates: Sequence[float]) -> None:
+        learning_rate = self.theta.new_tensor(learning_rates).unsqueeze(1)  # (slots, 1)
         if self.decays and self.decoupled:
-            self.theta.mul_(1 - rate * self.decay)
+            self.theta.mul_(1 - learning_rate * self.weight_decay)
         elif self.decays:
-            gradient = torch.addcmul(gradient, self.decay, self.theta)
+            gradient = torch.addcmul(gradient, self.weight_decay, self.theta)
         self.change.zero_().grad = gradient
         self.adam.step()
-        self.theta.addcmul_(rate, self.change)
+        self.theta.addcmul_(learning_rate, self.change)
 
 
 def _programs(members: list[tuple[int, FitSettings]], seeds: int, slots: int) -> Iterable[Sequence[int | None]]:
     """Which member is in each slot, program by program; the slot depends on the seed and the place in the grid only."""
     queues: list[list[int]] = [[] for _ in range(slots)]
-    combinations = len(members) // seeds
+    num_combinations = len(members) // seeds
     for k, (seed, _) in enumerate(members):
-        queues[(seed * combinations + k // seeds) % slots].append(k)
+        combination = k // seeds
+        queues[(seed * num_combinations + combination) % slots].append(k)
     return itertools.zip_longest(*queues)
 
 
@@ -215,7 +276,8 @@ def _samples(
 
 
 def _stacked(samples: Sequence[Samples]) -> Samples:
-    x, g = (torch.stack(part) for part in zip(*samples, strict=True))
+    x = torch.stack([points for points, _ in samples])
+    g = torch.stack([targets for _, targets in samples])
     return x, g
 
 

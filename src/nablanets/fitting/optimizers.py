@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,39 +9,55 @@ from torch import Tensor, nn
 
 from nablanets.errors import InvalidInputError
 from nablanets.fitting.batches import Batches, BatchSource, Sampler, Samples
+from nablanets.fitting.checkpoint import restore_optimizer
 from nablanets.fitting.levenberg import Levenberg
 from nablanets.fitting.objective import Objective, squared_error
+from nablanets.fitting.problem import Problem
 from nablanets.fitting.settings import FitSettings
 from nablanets.fitting.stepper import Stepper
 
-# Where "auto" takes Levenberg-Marquardt: J^T J of this many parameters takes milliseconds.
-_AUTO_PARAMETERS, _AUTO_FEATURES = 500, 16
+# Where "auto" takes Levenberg-Marquardt: J^T J of this many parameters takes milliseconds,
+_AUTO_PARAMETERS = 500
+# and its n d rows stay few.
+_AUTO_FEATURES = 16
+# Curvature pairs that L-BFGS keeps; more than torch's ten repay themselves where nothing is drawn at random.
+_LBFGS_PAIRS = 30
+# Evaluations of one line search at most; more mean that the direction is useless.
+_LBFGS_EVALUATIONS = 25
+# L-BFGS has converged when so many iterations in a row have not lowered the error.
+_LBFGS_PATIENCE = 10
 
 
-def make_stepper(
-    nets: Sequence[nn.Module],
-    batches: BatchSource,
-    test: Samples,
-    settings: FitSettings,
-    halve_every: int | None,
-    objective: Objective,
-) -> Stepper:
-    """The optimiser that the settings ask for; several networks are several starts of Levenberg-Marquardt."""
+def make_stepper(net: nn.Module, problem: Problem, settings: FitSettings) -> Stepper:
+    """The optimiser that the settings ask for, with one start."""
     if settings.optimizer == "lbfgs":
-        return LbfgsStepper(nets[0], batches.next(), objective)
-    if settings.optimizer != "levenberg":
-        return GradientStepper(nets[0], batches, settings, objective)
-    if not isinstance(batches, Batches):
+        return LbfgsStepper(net, problem.batches.next(), problem.objective)
+    if settings.optimizer == "levenberg":
+        return make_levenberg([net], problem, settings)
+    return GradientStepper(net, problem.batches, settings, problem.objective)
+
+
+def make_levenberg(
+    nets: list[nn.Module], problem: Problem, settings: FitSettings, halve_every: int | None = None
+) -> Levenberg:
+    """Levenberg-Marquardt from one or several starts.
+
+    Raises:
+        InvalidInputError: samples that are drawn afresh, or an objective other than the squared error.
+    """
+    if not isinstance(problem.batches, Batches):
         raise InvalidInputError(
             "fit: optimizer 'levenberg' works on fixed samples, and got a function that draws fresh ones. Draw as "
             "many as fit into memory and give them as x and g, or take optimizer='adam'."
         )
-    if objective is not squared_error:
+    if problem.objective is not squared_error:
         raise InvalidInputError(
-            f"fit: optimizer 'levenberg' fits complete gradients only, and got {type(objective).__name__}. Take "
-            "optimizer='adam' or 'lbfgs'."
+            f"fit: optimizer 'levenberg' fits complete gradients only, and got {type(problem.objective).__name__}. "
+            "Take optimizer='adam' or 'lbfgs'."
         )
-    return Levenberg(nets, batches.epoch(), test, rows=settings.batch_size, halve_every=halve_every)
+    return Levenberg(
+        nets, problem.batches.epoch(), problem.validation, rows=settings.batch_size, halve_every=halve_every
+    )
 
 
 def resolve(settings: FitSettings, net: nn.Module, x: Tensor | Sampler, g: object) -> FitSettings:
@@ -53,25 +68,41 @@ def resolve(settings: FitSettings, net: nn.Module, x: Tensor | Sampler, g: objec
     """
     if settings.optimizer != "auto":
         return settings
-    parameters = sum(p.numel() for p in _trained(net))
+    num_parameters = sum(parameter.numel() for parameter in _trained(net))
     complete = isinstance(x, Tensor) and isinstance(g, Tensor) and x.shape[-1] <= _AUTO_FEATURES
-    small = complete and parameters <= _AUTO_PARAMETERS
+    small = complete and num_parameters <= _AUTO_PARAMETERS
     plain = settings.weight_decay == 0 and settings.clip_norm is None
     return settings.update(optimizer="levenberg" if small and plain else "adam")
 
 
 class GradientStepper(Stepper):
-    """Adam, AdamW or Muon on batches that are reshuffled every epoch."""
+    """Adam, AdamW or Muon on batches that are reshuffled every epoch.
+
+    Args:
+        net: what is trained.
+        batches: an endless source of them.
+        settings: optimizer, weight_decay, clip_norm.
+        objective: a scalar of the network on a batch.
+
+    Reference:
+        Adam: Kingma and Ba, ICLR 2015. AdamW: Loshchilov and Hutter, ICLR 2019. Muon: Jordan et al., 2024,
+        kellerjordan.github.io/posts/muon, with the step size of Liu et al., arXiv:2502.16982.
+    """
 
     def __init__(self, net: nn.Module, batches: BatchSource, settings: FitSettings, objective: Objective) -> None:
-        self.net, self.batches, self.clip_norm, self.objective = net, batches, settings.clip_norm, objective
+        self.net = net
+        self.batches = batches
+        self.clip_norm = settings.clip_norm
+        self.objective = objective
         self.optimizers = _make_optimizers(net, settings)
+        self._learning_rate: float | None = None
 
     @property
-    def rate(self) -> float:
-        return self.optimizers[0].param_groups[0]["lr"]
+    def learning_rate(self) -> float | None:
+        return self._learning_rate
 
-    def advance(self, rate: float) -> Tensor:
+    def advance(self, learning_rate: float) -> Tensor:
+        self._learning_rate = learning_rate
         x, g = self.batches.next()
         loss = self.objective(self.net, x, g)
         self.net.zero_grad()
@@ -80,45 +111,56 @@ class GradientStepper(Stepper):
             nn.utils.clip_grad_norm_(self.net.parameters(), self.clip_norm)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = learning_rate
             optimizer.step()
         return loss.detach()
 
     def state(self) -> dict[str, Any]:
         return {
             "net": self.net.state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "optimizers": [optimizer.state_dict()["state"] for optimizer in self.optimizers],
             "batches": self.batches.state(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         self.net.load_state_dict(state["net"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
+            restore_optimizer(optimizer, saved)
         self.batches.restore(state["batches"])
 
 
 class LbfgsStepper(Stepper):
-    """L-BFGS with a strong Wolfe line search on fixed samples; one step is one iteration."""
+    """L-BFGS with a strong Wolfe line search on fixed samples; one step is one iteration.
+
+    The search starts from the full quasi-Newton step, so there is no learning rate. It has converged when ten
+    iterations in a row have not lowered the error.
+
+    Args:
+        net: what is trained.
+        samples: all that it is trained on.
+        objective: a scalar of the network on the samples.
+
+    Reference:
+        Nocedal and Wright, Numerical Optimization, 2nd ed., algorithms 7.4, 7.5 and 3.5, in torch.optim.LBFGS.
+    """
 
     def __init__(self, net: nn.Module, samples: Samples, objective: Objective) -> None:
-        self.net, self.samples, self.objective = net, samples, objective
+        self.net = net
+        self.samples = samples
+        self.objective = objective
         self.optimizer = torch.optim.LBFGS(
             _trained(net),
             max_iter=1,
-            max_eval=25,
-            history_size=30,
+            max_eval=_LBFGS_EVALUATIONS,
+            history_size=_LBFGS_PAIRS,
             line_search_fn="strong_wolfe",
             tolerance_grad=0.0,
             tolerance_change=0.0,
         )
-        self.error, self.still = torch.inf, 0
+        self.lowest_error = torch.inf
+        self.without_progress = 0  # iterations in a row
 
-    @property
-    def rate(self) -> float:
-        return self.optimizer.param_groups[0]["lr"]
-
-    def advance(self, rate: float) -> Tensor:
+    def advance(self, learning_rate: float) -> Tensor:
         def closure() -> Tensor:
             self.net.zero_grad()
             loss = self.objective(self.net, *self.samples)
@@ -126,42 +168,53 @@ class LbfgsStepper(Stepper):
             return loss
 
         loss = self.optimizer.step(closure).detach()
-        self.still = self.still + 1 if float(loss) >= self.error else 0
-        self.error = min(self.error, float(loss))
+        value = float(loss)
+        self.without_progress = self.without_progress + 1 if value >= self.lowest_error else 0
+        self.lowest_error = min(self.lowest_error, value)
         return loss
 
     @property
     def stop_reason(self) -> str:
-        return "converged" if self.still >= 10 else ""
+        return "converged" if self.without_progress >= _LBFGS_PATIENCE else ""
 
     def state(self) -> dict[str, Any]:
-        counts = {"error": self.error, "still": self.still}
-        return {"net": self.net.state_dict(), "optimizer": self.optimizer.state_dict(), **counts}
+        return {
+            "net": self.net.state_dict(),
+            "optimizer": self.optimizer.state_dict()["state"],
+            "lowest_error": self.lowest_error,
+            "without_progress": self.without_progress,
+        }
 
     def restore(self, state: dict[str, Any]) -> None:
         self.net.load_state_dict(state["net"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.error, self.still = state["error"], state["still"]
+        restore_optimizer(self.optimizer, state["optimizer"])
+        self.lowest_error = state["lowest_error"]
+        self.without_progress = state["without_progress"]
 
 
 def _trained(net: nn.Module) -> list[nn.Parameter]:
-    return [p for p in net.parameters() if p.requires_grad]
+    return [parameter for parameter in net.parameters() if parameter.requires_grad]
 
 
 def _make_optimizers(net: nn.Module, settings: FitSettings) -> list[torch.optim.Optimizer]:
-    parameters, decay = _trained(net), settings.weight_decay
-    if settings.optimizer != "muon":
-        kind = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.Adam
-        return [kind(parameters, settings.learning_rate, weight_decay=decay, fused=True)]
+    parameters = _trained(net)
+    options: dict[str, Any] = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay}
+    if settings.optimizer == "adam":
+        return [torch.optim.Adam(parameters, fused=True, **options)]
+    if settings.optimizer == "adamw":
+        return [torch.optim.AdamW(parameters, fused=True, **options)]
     muon = getattr(torch.optim, "Muon", None)
     if muon is None:
         raise InvalidInputError(
             f"fit: optimizer 'muon' needs torch.optim.Muon, which torch {torch.__version__} does not have. Install "
             "torch >= 2.9, or take optimizer='adamw'."
         )
-    matrices = [p for p in parameters if p.ndim == 2]
-    others = [p for p in parameters if p.ndim != 2]
-    # match_rms_adamw gives a matrix steps of AdamW's size, so that one learning rate serves both.
-    options: dict[str, Any] = {"lr": settings.learning_rate, "weight_decay": decay}
-    optimizers = [muon(matrices, adjust_lr_fn="match_rms_adamw", **options)] if matrices else []
-    return optimizers + ([torch.optim.AdamW(others, fused=True, **options)] if others else [])
+    matrices = [parameter for parameter in parameters if parameter.ndim == 2]
+    others = [parameter for parameter in parameters if parameter.ndim != 2]
+    optimizers: list[torch.optim.Optimizer] = []
+    if matrices:
+        # match_rms_adamw gives a matrix steps of AdamW's size, so that one learning rate serves both.
+        optimizers.append(muon(matrices, adjust_lr_fn="match_rms_adamw", **options))
+    if others:
+        optimizers.append(torch.optim.AdamW(others, fused=True, **options))
+    return optimizers

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 from nablanets.errors import InvalidInputError, unknown_name
+from nablanets.fitting.schedule import Decay, Schedule
 
-_OPTIMIZERS = ("auto", "adam", "adamw", "muon", "lbfgs", "levenberg")
+Optimizer: TypeAlias = Literal["auto", "adam", "adamw", "muon", "lbfgs", "levenberg"]
+
+#: They choose their step themselves: the learning rate, its schedule and the warm-up mean nothing to them.
+WITHOUT_LEARNING_RATE = ("lbfgs", "levenberg")
 
 
 @dataclass(frozen=True)
@@ -25,8 +29,9 @@ class FitSettings:
             features; ``steps`` are its iterations), or "auto": "levenberg" for at most 500 parameters and 16 features,
             fixed samples and no decay or clipping, else "adam".
         weight_decay: an L2 penalty with "adam", decoupled decay with "adamw" and "muon".
-        schedule: "cosine" decays the learning rate to zero over the run, "constant" keeps it.
-        warmup: fraction of the run over which the rate rises linearly from zero.
+        schedule: "cosine" decays the learning rate to zero from the end of the warm-up on, "constant" keeps it; see
+            :class:`~nablanets.fitting.schedule.Schedule`.
+        warmup: fraction of the run over which the learning rate rises linearly from zero to ``learning_rate``.
         clip_norm: clip the norm of the parameter gradient, if given.
         validate_every: steps between validations; None means a hundred over the run.
         patience: stop after this many validations without a new best; None never does.
@@ -38,9 +43,9 @@ class FitSettings:
     steps: int = 5000
     batch_size: int = 1000
     learning_rate: float = 5e-3
-    optimizer: Literal["auto", "adam", "adamw", "muon", "lbfgs", "levenberg"] = "adam"
+    optimizer: Optimizer = "adam"
     weight_decay: float = 0.0
-    schedule: Literal["cosine", "constant"] = "cosine"
+    schedule: Decay = "cosine"
     warmup: float = 0.0
     clip_norm: float | None = None
     validate_every: int | None = None
@@ -52,12 +57,14 @@ class FitSettings:
         for name in ("steps", "batch_size"):
             if getattr(self, name) < 1:
                 raise InvalidInputError(f"fit: expected {name} >= 1, got {getattr(self, name)}.")
-        if not (self.learning_rate > 0 and math.isfinite(self.learning_rate)):
-            raise InvalidInputError(f"fit: expected a positive learning_rate, got {self.learning_rate}.")
-        for name, options in (("optimizer", _OPTIMIZERS), ("schedule", ("cosine", "constant"))):
-            if getattr(self, name) not in options:
-                raise unknown_name(name, str(getattr(self, name)), options)
-        if self.optimizer in ("lbfgs", "levenberg") and (self.weight_decay or self.clip_norm is not None):
+        for name in ("validate_every", "patience", "clip_norm", "max_seconds"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise InvalidInputError(f"fit: expected {name} to be positive or None, got {value}.")
+        if self.optimizer not in get_args(Optimizer):
+            raise unknown_name("optimizer", str(self.optimizer), get_args(Optimizer))
+        self.make_schedule()  # refuses what it cannot follow
+        if self.optimizer in WITHOUT_LEARNING_RATE and (self.weight_decay or self.clip_norm is not None):
             raise InvalidInputError(
                 f"fit: optimizer {self.optimizer!r} has no weight decay and no clipping of the gradient, got "
                 f"weight_decay={self.weight_decay} and clip_norm={self.clip_norm}. Leave them out, or use adamw."
@@ -71,25 +78,47 @@ class FitSettings:
                 raise unknown_name("fit setting", name, known)
         return replace(self, **changes)
 
-    def rate(self, progress: float) -> float:
-        """The learning rate when a fraction ``progress`` of the run is over."""
-        warm = min(1.0, progress / self.warmup) if self.warmup > 0 else 1.0
-        decay = (1 + math.cos(math.pi * progress)) / 2 if self.schedule == "cosine" else 1.0
-        return self.learning_rate * warm * decay
+    def make_schedule(self) -> Schedule:
+        """The learning rate over the run."""
+        return Schedule(self.learning_rate, self.warmup, self.schedule)
 
     @property
     def validation_interval(self) -> int:
+        """Steps between validations."""
         return self.validate_every or max(1, self.steps // 100)
 
 
 class HistoryRow(NamedTuple):
-    """State of a fit at one validation. Errors are mean ||f(x) - g||^2; the rate of "levenberg" is its damping."""
+    """State of a training at one validation; every training loop writes these rows.
+
+    Attributes:
+        step: steps taken so far.
+        seconds: training time so far.
+        training_error: mean over the steps since the last row of the objective, mean ||f(x) - g||^2 if nothing else was
+            asked for; NaN before the first step.
+        validation_error: the same on the validation samples, or whatever number a caller validates by.
+        learning_rate: of the last step; None before the first, and for optimisers that have none.
+        damping: of "levenberg"; None for the others.
+    """
 
     step: int
     seconds: float
     training_error: float
     validation_error: float
-    learning_rate: float
+    learning_rate: float | None = None
+    damping: float | None = None
+
+
+class StartRecord(NamedTuple):
+    """What became of one of several starts.
+
+    Attributes:
+        steps: that it took before it was dropped, or in all if it never was.
+        validation_error: the last one that it was compared by; infinite if it never was.
+    """
+
+    steps: int
+    validation_error: float
 
 
 @dataclass(frozen=True)
@@ -101,8 +130,11 @@ class FitResult:
         best_validation_error: mean ||f(x) - g||^2 on the validation samples, at the best validation.
         best_step: when that was.
         stop_reason: "steps", "patience", "max_seconds", "diverged" or "converged".
-        steps: steps taken.
-        seconds: training time, validation included.
+        steps: steps taken; starts that are trained one after the other count together.
+        seconds: training time, validation included, of all starts.
+        starts: what became of each start, in their order, from :func:`~nablanets.fitting.fit_best_start`; empty for a
+            fit of one network.
+        best_start: the start that the best weights come from.
     """
 
     history: list[HistoryRow] = field(repr=False)
@@ -111,6 +143,8 @@ class FitResult:
     stop_reason: str
     steps: int
     seconds: float
+    starts: tuple[StartRecord, ...] = ()
+    best_start: int = 0
 
     @property
     def best_validation_db(self) -> float:

@@ -17,6 +17,10 @@ from nablanets.errors import InvalidInputError
 class Stack:
     """B networks of one architecture, evaluated together.
 
+    The parameters of each network are laid end to end as one row of a matrix. To evaluate, ``torch.func`` calls one
+    network, the skeleton, with the parameters of a row in place of its own, and ``vmap`` does that for all rows at
+    once: each operation of the network becomes one batched operation.
+
     Attributes:
         theta: trained parameters, one row of p numbers per network.
 
@@ -40,9 +44,10 @@ class Stack:
         self._trained = {name: shape for name, (trained, shape) in shapes[0].items() if trained}
         self._sizes = [prod(shape) for shape in self._trained.values()]
         states = [_tensors(copy.deepcopy(net).to(dtype)) for net in nets]
-        self.theta = torch.stack([torch.cat([s[name].detach().flatten() for name in self._trained]) for s in states])
-        fixed = [name for name in states[0] if name not in self._trained]
-        self.fixed = {name: torch.stack([s[name].detach() for s in states]) for name in fixed}
+        rows = [torch.cat([state[name].detach().flatten() for name in self._trained]) for state in states]
+        self.theta = torch.stack(rows)  # (B, p)
+        not_trained = [name for name in states[0] if name not in self._trained]
+        self.fixed = {name: torch.stack([state[name].detach() for state in states]) for name in not_trained}
 
     def one(self, theta: Tensor, fixed: dict[str, Tensor], x: Tensor) -> Tensor:
         """The network with parameters theta (p) and buffers ``fixed`` at x."""
@@ -69,12 +74,14 @@ class Stack:
 
     def keep(self, members: Tensor) -> None:
         """Drop all networks but these."""
-        self.theta, self.fixed = self.theta[members], self._fixed(members)
+        self.theta = self.theta[members]
+        self.fixed = self._fixed(members)
 
     @torch.no_grad()
     def write(self, member: int, net: nn.Module, theta: Tensor | None = None) -> None:
         """Put the parameters and buffers of one network into a module."""
-        values = {**self._named((self.theta if theta is None else theta)[member]), **self._fixed(member)}
+        theta = self.theta if theta is None else theta
+        values = {**self._named(theta[member]), **self._fixed(member)}
         for name, tensor in _tensors(net).items():
             tensor.copy_(values[name])
 
@@ -82,8 +89,11 @@ class Stack:
         return {name: value[members] for name, value in self.fixed.items()}
 
     def _named(self, theta: Tensor) -> dict[str, Tensor]:
-        parts = zip(theta.split(self._sizes, dim=-1), self._trained.items(), strict=True)
-        return {name: part.view((*theta.shape[:-1], *shape)) for part, (name, shape) in parts}
+        """Views of rows of theta (*, p) as the parameters that they are, (*, *shape) each."""
+        named = {}
+        for part, (name, shape) in zip(theta.split(self._sizes, dim=-1), self._trained.items(), strict=True):
+            named[name] = part.view((*theta.shape[:-1], *shape))
+        return named
 
 
 def _tensors(net: nn.Module) -> dict[str, Tensor]:

@@ -141,7 +141,7 @@ class RunFolder:
         """All learning curves, by arm and seed."""
         curves: dict[tuple[str, int], list[HistoryRow]] = {}
         for line in self._metrics():
-            row = HistoryRow(**{name: line[name] for name in HistoryRow._fields})
+            row = HistoryRow(**{name: line[name] for name in HistoryRow._fields if name in line})
             curves.setdefault((line["arm"], line["seed"]), []).append(row)
         return curves
 

@@ -31,15 +31,22 @@ class Objective(nn.Module):
 
     def __init__(self, net: nn.Module, loss: Loss) -> None:
         super().__init__()
-        self.net, self.loss = net, loss
+        self.net = net
+        self.loss = loss
 
     def forward(self, x: Tensor, y: Tensor, weight: float) -> Tensor:
         output = self.net(x)
-        return weight * self.loss(output.float() if output.dtype in (torch.bfloat16, torch.float16) else output, y)
+        if output.dtype in (torch.bfloat16, torch.float16):
+            output = output.float()
+        return weight * self.loss(output, y)
 
 
 def parts_of_batch(settings: TrainSettings, processes: int, rank: int) -> list[tuple[int, int]]:
-    """Rows of the batch that a process computes, one part after the other."""
+    """Rows of the batch that a process computes, one part after the other.
+
+    >>> parts_of_batch(TrainSettings(batch_size=12, accumulate=2), processes=2, rank=1)
+    [(6, 9), (9, 12)]
+    """
     count = processes * settings.accumulate
     if settings.batch_size % count:
         raise InvalidInputError(

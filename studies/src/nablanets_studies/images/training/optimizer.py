@@ -1,11 +1,9 @@
-"""The optimiser of a run, and its state."""
+"""The optimiser of a run."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from nablanets_studies.images.training.settings import TrainSettings
 
@@ -22,13 +20,3 @@ def make_optimizer(net: nn.Module, settings: TrainSettings) -> torch.optim.Optim
         return torch.optim.SGD(groups, settings.learning_rate, momentum=0.9, nesterov=True)
     kind = torch.optim.Adam if settings.optimizer == "adam" else torch.optim.AdamW
     return kind(groups, settings.learning_rate)
-
-
-@torch.no_grad()
-def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[int, dict[str, Any]]) -> None:
-    """State of each parameter in the parameter's own memory layout, on which the last bit may depend."""
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    for index, values in state.items():
-        p = parameters[index]
-        like_p = {k: isinstance(v, Tensor) and k != "step" for k, v in values.items()}
-        optimizer.state[p] = {k: torch.empty_like(p).copy_(v) if like_p[k] else v for k, v in values.items()}

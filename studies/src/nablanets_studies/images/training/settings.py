@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
 from nablanets.errors import InvalidInputError, unknown_name
+from nablanets.fitting.schedule import Schedule
 
 Optimizer = Literal["sgd", "adam", "adamw"]
 
@@ -18,12 +19,13 @@ class TrainSettings:
     Attributes:
         epochs: passes over the data at most; None for no limit but ``seconds``.
         seconds: training time at most, without validation: processor time of the process on a CPU, else wall time.
-            With both limits the first one ends the run, and the rate follows the one that is further.
+            With both limits the first one ends the run, and the learning rate follows the one that is further.
         batch_size: samples per step, over all processes and accumulated parts.
         learning_rate: the peak.
         optimizer: "sgd" (with Nesterov momentum 0.9), "adam" or "adamw".
         weight_decay: of matrices and convolutions; biases, norms and alphas have none.
-        warmup: fraction of the run over which the rate rises linearly; it falls as a cosine to zero after.
+        warmup: fraction of the run over which the learning rate rises linearly; it falls as a cosine to zero after,
+            see :class:`~nablanets.fitting.schedule.Schedule`.
         clip_norm: of the gradient of all parameters.
         accumulate: parts that a batch is computed in, one after the other.
         ema: decay of an exponential moving average of the weights, which is what is validated and returned; it rises as
@@ -67,23 +69,15 @@ class TrainSettings:
                 raise InvalidInputError(f"train: expected {name} to be positive or None, got {limit}.")
         if self.epochs is None and self.seconds is None:
             raise InvalidInputError("train: expected a limit, epochs or seconds, got neither.")
-        if not (self.learning_rate > 0 and math.isfinite(self.learning_rate)):
-            raise InvalidInputError(f"train: expected a positive learning_rate, got {self.learning_rate}.")
+        self.make_schedule()  # refuses what it cannot follow
         if self.ema is not None and not 0 < self.ema < 1:
             raise InvalidInputError(f"train: expected ema between 0 and 1, got {self.ema}.")
         if self.optimizer not in get_args(Optimizer):
             raise unknown_name("optimizer", self.optimizer, get_args(Optimizer))
 
-    def rate(self, progress: float) -> float:
-        """The learning rate when a fraction of the run is over.
-
-        >>> TrainSettings(learning_rate=1.0, warmup=0.5).rate(0.25), TrainSettings(learning_rate=1.0).rate(0.5)
-        (0.5, 0.5)
-        """
-        if progress < self.warmup:
-            return self.learning_rate * progress / self.warmup
-        after = min(1.0, (progress - self.warmup) / (1 - self.warmup)) if self.warmup < 1 else 1.0
-        return self.learning_rate * (1 + math.cos(math.pi * after)) / 2
+    def make_schedule(self) -> Schedule:
+        """The learning rate over the run."""
+        return Schedule(self.learning_rate, self.warmup)
 
     def steps(self, samples: int) -> int | None:
         """Steps of the epochs; None without a limit on them."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from nablanets.errors import InvalidInputError, ShapeError
+from nablanets_studies.images.training.seeds import derived_seed
 
 #: Changes of a batch of pictures (and targets) by random numbers in [0, 1), one row per sample.
 Augment = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -38,7 +39,7 @@ class Ticket:
 
     def generator(self) -> torch.Generator:
         """Random numbers for the whole batch; draw for all of it and take the ``part``."""
-        return torch.Generator().manual_seed(_mixed(self.seed, self.step))
+        return torch.Generator().manual_seed(derived_seed(self.seed, self.step))
 
     def uniform(self, count: int) -> Tensor:
         """Random numbers in [0, 1), so many for each sample of the part.
@@ -50,16 +51,22 @@ class Ticket:
     def indices(self, samples: int) -> Tensor:
         """Samples of the part: epoch after epoch in an order of its own, without gaps between epochs.
 
+        The orders of all epochs end to end are one endless list, of which a batch takes the next ``size`` entries; a
+        batch may begin in one epoch and end in the next.
+
         >>> tickets = [Ticket(seed=0, step=step, size=4, first=0, last=4) for step in range(3)]
         >>> sorted(torch.cat([ticket.indices(6) for ticket in tickets]).tolist()) == sorted([*range(6), *range(6)])
         True
         """
-        place = torch.arange(self.step * self.size + self.first, self.step * self.size + self.last)
-        epochs, within = place // samples, place % samples
+        begin = self.step * self.size  # of the batch in the endless list
+        place = torch.arange(begin + self.first, begin + self.last)
+        epochs = place // samples
+        within = place % samples
         result = torch.empty_like(place)
         for epoch in epochs.unique().tolist():
             chosen = epochs == epoch
-            result[chosen] = _order(self.seed, epoch, samples)[within[chosen]]
+            order = _order(self.seed, epoch, samples)
+            result[chosen] = order[within[chosen]]
         return result
 
 
@@ -94,14 +101,18 @@ class Stored:
             raise ShapeError(f"Stored: expected as many targets as inputs, at least one, got {len(y)} and {len(x)}.")
         if augment is not None and draws < 1:
             raise InvalidInputError(f"Stored: expected draws >= 1 for an augmentation, got {draws}.")
-        self.x, self.y, self.augment, self.draws = x, y, augment, draws
+        self.x = x
+        self.y = y
+        self.augment = augment
+        self.draws = draws
 
     def __len__(self) -> int:
         return len(self.x)
 
     def batch(self, ticket: Ticket) -> tuple[Tensor, Tensor]:
         index = ticket.indices(len(self))
-        x, y = as_floats(self.x[index]), self.y[index]
+        x = as_floats(self.x[index])
+        y = self.y[index]
         return (x, y) if self.augment is None else self.augment(x, y, ticket.uniform(self.draws))
 
 
@@ -110,15 +121,8 @@ def as_floats(x: Tensor) -> Tensor:
     return x.float() / 255 if x.dtype == torch.uint8 else x
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=2)  # a batch may touch two epochs
 def _order(seed: int, epoch: int, samples: int) -> Tensor:
-    return torch.randperm(samples, generator=torch.Generator().manual_seed(_mixed(seed, -1 - epoch)))
-
-
-def _mixed(seed: int, step: int) -> int:
-    """One seed of two, mixed well (splitmix64), since torch's generator for CPUs looks at the lower 32 bits only."""
-    mask = 0xFFFFFFFFFFFFFFFF
-    z = (((seed & 0xFFFFFFFF) << 32 | (step & 0xFFFFFFFF)) + 0x9E3779B97F4A7C15) & mask
-    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
-    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
-    return (z ^ (z >> 31)) >> 32
+    place = -1 - epoch  # steps count upwards from zero, so that no order shares its seed with an augmentation
+    generator = torch.Generator().manual_seed(derived_seed(seed, place))
+    return torch.randperm(samples, generator=generator)

@@ -1,0 +1,80 @@
+"""What a fit is about: batches to train on, samples to validate on, and what is minimised on both."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from nablanets.errors import InvalidInputError
+from nablanets.fitting.batches import Batches, BatchSource, FreshBatches, Sampler, Samples, check_samples, split
+from nablanets.fitting.objective import Objective, PackedTargets, squared_error
+from nablanets.fitting.settings import FitSettings
+
+#: Gradients at the points, or what else is known there.
+Targets: TypeAlias = Tensor | PackedTargets
+#: Points and their targets.
+Pair: TypeAlias = tuple[Tensor, Targets]
+
+
+class Problem(NamedTuple):
+    """What a fit is about.
+
+    Attributes:
+        batches: to train on; nothing of the validation samples is among them.
+        validation: points and targets.
+        objective: of the network on points and targets.
+    """
+
+    batches: BatchSource
+    validation: Samples
+    objective: Objective
+
+    def signature(self) -> dict[str, Any]:
+        """JSON values that tell these samples and this objective from others, for checkpoints."""
+        points, targets = self.validation
+        sums = [float(points.double().sum()), float(targets.double().sum())]
+        objective = self.objective.signature() if isinstance(self.objective, PackedTargets) else {}
+        return {
+            "training_samples": self.batches.signature(),
+            "validation_samples": [list(points.shape), *sums],
+            "objective": objective,
+        }
+
+
+def make_problem(
+    net: nn.Module, x: Tensor | Sampler, g: Targets | None, validation: float | Pair, settings: FitSettings
+) -> Problem:
+    """Check the samples, hold out those to validate on, and say what is minimised.
+
+    Args:
+        net: decides on device and dtype.
+        x, g, validation: see :func:`~nablanets.fitting.fit`.
+        settings: batch_size, and the seed of the validation split and of the order of the batches.
+
+    Raises:
+        ShapeError, InvalidInputError: samples of the wrong shape or type, or with NaN; a combination of x, g and
+            validation that says nothing.
+    """
+    generator = torch.Generator().manual_seed(settings.seed)
+    held_out = validation if isinstance(validation, int | float) else _samples(net, *validation, "fit (validation)")
+    if isinstance(x, Tensor) and g is not None:
+        train, held_out = split(*_samples(net, x, g, "fit"), held_out, generator)
+        objective = g if isinstance(g, PackedTargets) else squared_error
+        return Problem(Batches(*train, settings.batch_size, generator), held_out, objective)
+    if isinstance(x, Tensor) or g is not None or isinstance(held_out, int | float):
+        raise InvalidInputError(
+            "fit: expected points and gradients; or a function (count, generator) that draws fresh samples, without "
+            f"gradients and with validation=(x, g). Got {type(x).__name__}, {type(g).__name__} and validation of type "
+            f"{type(validation).__name__}."
+        )
+    return Problem(FreshBatches(net, x, settings.batch_size, generator), held_out, squared_error)
+
+
+def _samples(net: nn.Module, x: Tensor, g: Targets, owner: str) -> Samples:
+    """Points, and gradients or packed targets."""
+    if not isinstance(g, PackedTargets):
+        return check_samples(net, x, g, owner=owner)
+    x, _ = check_samples(net, x, x, owner=owner)
+    return x, g.pack(x)
