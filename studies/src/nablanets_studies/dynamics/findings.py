@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from nablanets_studies.dynamics.arms import Arm
 from nablanets_studies.dynamics.metrics import WINDOWS, OrbitMetrics, follow
 from nablanets_studies.machinery.base import Picture
-from nablanets_studies.machinery.findings import Lead, Summary, lowest
-from nablanets_studies.machinery.metrics import Measured, summaries_of
+from nablanets_studies.machinery.findings import Lead, Summary
+from nablanets_studies.machinery.metrics import Best, Measured, summaries_of
 from nablanets_studies.machinery.plots import panels
 
 OrbitResults = Sequence[Measured[OrbitMetrics]]
@@ -27,19 +27,6 @@ GOAL_DB = 11.0
 GOAL_RATIO = 5.0
 #: Errors below this are drawn as this, on a logarithmic axis.
 _FLOOR = 1e-12
-
-
-@dataclass(frozen=True)
-class Best:
-    """The arm of the least mean of some value, and that value."""
-
-    arm: str
-    value: Summary
-
-    @classmethod
-    def of(cls, values: Mapping[str, Summary]) -> Best:
-        arm = lowest(values)
-        return cls(arm, values[arm])
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import NamedTuple, cast
 
 import numpy as np
@@ -39,12 +38,19 @@ from nablanets_studies.problems.ephemeris import (
     read_spk,
 )
 
-METHODS = ("n-body", "radial", "gradnet-3d", "mlp-potential-3d", "mlp-3d", "kepler", "newton")
 #: Coordinates that a radial law may be a function of; validation decides between whole fits.
-KINDS = ("distance", "log", "inverse")
-START, FIRST, LAST = 1990.0, 1900.0, 2050.0
+RADIAL_COORDINATES = ("distance", "log", "inverse")
+#: Training data are from the first year to the start of the predictions; the ephemeris is read up to the last.
+FIRST = 1900.0
+START = 1990.0
+LAST = 2050.0
+#: Predictions are compared so many times a year.
+_TIMES_PER_YEAR = 24
+#: Of five times before 1990, this one is for validation.
+_HELD_OUT_OF_FIVE = 2
 #: Masses to start from, in solar masses.
 _MASS = 1e-5
+_SUN_AT_ORIGIN = torch.zeros(1, 3, dtype=torch.float64)
 
 
 @dataclass(frozen=True)
@@ -61,7 +67,7 @@ class SolarConfig:
         years: of prediction, from 1990 on.
     """
 
-    methods: tuple[str, ...] = METHODS
+    methods: tuple[str, ...] = ("n-body", "radial", "gradnet-3d", "mlp-potential-3d", "mlp-3d", "kepler", "newton")
     source: str = "de421"
     times: int = 300
     hidden_features: int = 8
@@ -82,9 +88,34 @@ class Fitted(NamedTuple):
     """A field in AU and days, the coordinate it is a function of, and the record of its fit."""
 
     net: nn.Module
-    kind: str
+    coordinate: str
     seconds: float
     history: list[HistoryRow]
+
+
+#: (configuration, coordinate, samples) -> a fresh field.
+Build = Callable[[SolarConfig, str, Samples], nn.Module]
+
+
+@dataclass(frozen=True)
+class SolarArm:
+    """A field, and how it is fitted.
+
+    Attributes:
+        name: of the arm.
+        fit: fits it: (arm, configuration, data, seed).
+        build: makes a fresh field; None if the fit is in closed form.
+        coordinates: what the field may be a function of; each is fitted, and validation decides.
+        all_bodies: all nine bodies attract each other; else the Sun attracts the four inner planets.
+        knows_law: it is given Newton's law, and finds the constants only.
+    """
+
+    name: str
+    fit: Callable[[SolarArm, SolarConfig, Data, int], Fitted]
+    build: Build | None = None
+    coordinates: tuple[str, ...] = ("position",)
+    all_bodies: bool = False
+    knows_law: bool = False
 
 
 def load(config: SolarConfig) -> Data:
@@ -92,34 +123,22 @@ def load(config: SolarConfig) -> Data:
     if config.source == "sample":
         whole = load_ephemeris()
     elif config.source == "de421":
-        generator = np.random.default_rng(0)
-        count = config.times * 5 // 4
-        years = FIRST + (START - FIRST) * (np.arange(count) + generator.random(count)) / count
-        years = np.concatenate([years, np.linspace(START, LAST, 1 + 60 * 24)])
-        times = np.array([julian_date(year) for year in years])
-        whole = read_spk(datasets.path("ephemeris") / "de421.bsp", times)
+        whole = _read_de421(config.times * 5 // 4)
     else:
         raise InvalidInputError(f"solar-system: expected source sample or de421, got {config.source!r}.")
-    past, future = whole.between(FIRST, START), whole.between(START, START + config.years + 1e-6)
-    held_out = np.arange(len(past.times)) % 5 == 2
+    past = whole.between(FIRST, START)
+    future = whole.between(START, START + config.years + 1e-6)
+    held_out = np.arange(len(past.times)) % 5 == _HELD_OUT_OF_FIVE
     return Data(past.select(~held_out), past.select(held_out), future)
 
 
-def train(config: SolarConfig, method: str, data: Data, seed: int) -> Fitted:
-    """A fitted field."""
-    if method in ("n-body", "newton"):
-        return _many_body(config, method, data, seed)
-    samples, held_out = (one_body(part) for part in (data.train, data.validation))
-    if method == "kepler":
-        return _kepler(*samples)
-    size = samples[1].square().mean().sqrt().repeat(3)
-    if method == "radial":
-        starts: Mapping[str, Callable[[], nn.Module]] = {
-            kind: partial(_radial, config, kind, samples) for kind in KINDS
-        }
-    else:
-        starts = {"position": partial(_on_positions, config, method, samples)}
-    return _fit_best(config, starts, samples, held_out, size, seed)
+def _read_de421(count: int) -> Ephemeris:
+    """``count`` times before 1990, one at random in each of as many equal spans, and 24 times a year from then on."""
+    generator = np.random.default_rng(0)
+    past = FIRST + (START - FIRST) * (np.arange(count) + generator.random(count)) / count
+    future = np.linspace(START, LAST, 1 + round(LAST - START) * _TIMES_PER_YEAR)
+    times = np.array([julian_date(year) for year in (*past, *future)])
+    return read_spk(datasets.path("ephemeris") / "de421.bsp", times)
 
 
 def one_body(part: Ephemeris) -> Samples:
@@ -138,51 +157,50 @@ class _Relative(nn.Module):
 
     def __init__(self, net: nn.Module, size: Tensor) -> None:
         super().__init__()
-        self.net, self.features = net, len(size)
+        self.net = net
+        self.features = len(size)
         self.register_buffer("size", size)
 
     def forward(self, x: Tensor) -> Tensor:
         return cast(Tensor, self.net(x)) / cast(Tensor, self.size)
 
 
-def _fit(
-    config: SolarConfig,
-    kind: str,
-    start: Callable[[], nn.Module],
-    samples: Samples,
-    held_out: Samples,
-    size: Tensor,
-    seed: int,
-) -> Fitted:
+def _sizes(arm: SolarArm, a: Tensor) -> Tensor:
+    """How large accelerations (n, d) are: one number for all, or one for each of the nine bodies; (d,)."""
+    if not arm.all_bodies:
+        return a.square().mean().sqrt().repeat(3)
+    by_body = a.unflatten(-1, (len(BODIES), 3))  # (times, bodies, 3)
+    return by_body.square().sum(dim=-1).mean(dim=0).sqrt().repeat_interleave(3)
+
+
+def _fit_best(arm: SolarArm, config: SolarConfig, data: Data, seed: int) -> Fitted:
+    """A whole fit for each coordinate; the one that ends with the least validation error is kept."""
+    fits = [_fit_levenberg(arm, config, coordinate, data, seed) for coordinate in arm.coordinates]
+    seconds = sum(fitted.seconds for fitted in fits)
+    return min(fits, key=_error)._replace(seconds=seconds)
+
+
+def _fit_levenberg(arm: SolarArm, config: SolarConfig, coordinate: str, data: Data, seed: int) -> Fitted:
     """Levenberg-Marquardt in float64, all samples at once."""
+    read = all_bodies if arm.all_bodies else one_body
+    x, a = read(data.train)
+    x_held_out, a_held_out = read(data.validation)
+    size = _sizes(arm, a)
     torch.manual_seed(seed)
-    net = start().double()
-    (x, a), (x_held, a_held) = samples, held_out
+    build = cast(Build, arm.build)
+    net = build(config, coordinate, (x, a)).double()
     result = fit(
         _Relative(net, size),
         x,
         a / size,
-        validation=(x_held, a_held / size),
+        validation=(x_held_out, a_held_out / size),
         optimizer="levenberg",
         batch_size=len(x),
         steps=config.steps,
         seed=seed,
         progress=False,
     )
-    return Fitted(net, kind, result.seconds, result.history)
-
-
-def _fit_best(
-    config: SolarConfig,
-    starts: Mapping[str, Callable[[], nn.Module]],
-    samples: Samples,
-    held_out: Samples,
-    size: Tensor,
-    seed: int,
-) -> Fitted:
-    """The fit of the kind that ends with the least validation error."""
-    fits = [_fit(config, kind, start, samples, held_out, size, seed) for kind, start in starts.items()]
-    return min(fits, key=_error)._replace(seconds=sum(fitted.seconds for fitted in fits))
+    return Fitted(net, coordinate, result.seconds, result.history)
 
 
 def _error(fitted: Fitted) -> float:
@@ -190,62 +208,88 @@ def _error(fitted: Fitted) -> float:
     return min(row.validation_error for row in fitted.history)
 
 
-def _radial(config: SolarConfig, kind: str, samples: Samples) -> nn.Module:
-    """A force along the direction from the Sun, with a free law."""
-    phi = distances_from(torch.zeros(1, 3, dtype=torch.float64), kind=kind)
-    return CoordinatePullback(standardised_inside(_law(config), phi, *samples), phi)
+def _fit_constant(arm: SolarArm, config: SolarConfig, data: Data, seed: int) -> Fitted:
+    """-GM x / r^3 with the GM of least squares, each planet's acceleration relative to its own size."""
+    begin = time.perf_counter()
+    (coordinate,) = arm.coordinates
+    x, a = one_body(data.train)
+    phi = distances_from(_SUN_AT_ORIGIN, kind=coordinate)
+    unit = CoordinatePullback(Constant(torch.ones(1, dtype=torch.float64)), phi)(x)  # the field of GM = 1
+    gm = float(((a * unit).sum(dim=-1) / unit.square().sum(dim=-1)).mean())
+    net = CoordinatePullback(Constant(torch.tensor([gm], dtype=torch.float64)), phi)
+    return Fitted(net, coordinate, time.perf_counter() - begin, [])
 
 
 def _law(config: SolarConfig) -> GradNetC:
+    """A free law of attraction, of one variable."""
     return GradNetC(1, config.hidden_features, 1, activation="tanh").double()
 
 
-def _on_positions(config: SolarConfig, method: str, samples: Samples) -> nn.Module:
-    """A field of the three coordinates, without any symmetry."""
-    width = config.field_features
-    budget = count_parameters(MLP(3, width))
-    if method == "mlp-3d":
-        net: nn.Module = MLP(3, width)
-    elif method == "mlp-potential-3d":
-        net = match_parameters(lambda h: mlp_potential(3, h), budget)
-    else:
-        net = match_parameters(lambda h: GradNetM(3, h, 4), budget)
-    size = float(samples[1].square().mean().sqrt())
-    return size * net if isinstance(net, GradientMap) else Rescaled(net, torch.ones(3), torch.zeros(3), size)
+def _radial(config: SolarConfig, coordinate: str, samples: Samples) -> nn.Module:
+    """A force along the direction from the Sun, with a free law."""
+    phi = distances_from(_SUN_AT_ORIGIN, kind=coordinate)
+    return CoordinatePullback(standardised_inside(_law(config), phi, *samples), phi)
 
 
-def _kepler(x: Tensor, a: Tensor) -> Fitted:
-    """-GM x / r^3 with the GM of least squares, each planet's acceleration relative to its own size."""
-    begin = time.perf_counter()
-    phi = distances_from(torch.zeros(1, 3, dtype=torch.float64), kind="inverse")
-    unit = CoordinatePullback(Constant(torch.ones(1, dtype=torch.float64)), phi)(x)
-    gm = float(((a * unit).sum(dim=-1) / unit.square().sum(dim=-1)).mean())
-    net = CoordinatePullback(Constant(torch.tensor([gm], dtype=torch.float64)), phi)
-    return Fitted(net, "inverse", time.perf_counter() - begin, [])
+def _on_positions(constructor: Callable[[int], nn.Module]) -> Build:
+    """Fields of the three coordinates, without any symmetry, of the size of an MLP; ``constructor`` takes a width."""
+
+    def build(config: SolarConfig, coordinate: str, samples: Samples) -> nn.Module:
+        budget = count_parameters(MLP(3, config.field_features))
+        net = match_parameters(constructor, budget)
+        size = float(samples[1].square().mean().sqrt())
+        if isinstance(net, GradientMap):
+            return size * net
+        return Rescaled(net, torch.ones(3), torch.zeros(3), size)
+
+    return build
 
 
-def _many_body(config: SolarConfig, method: str, data: Data, seed: int) -> Fitted:
-    """One law for all pairs of the nine bodies, and their masses; the law is free, or Newton's."""
-    samples, held_out = all_bodies(data.train), all_bodies(data.validation)
-    size = samples[1].unflatten(-1, (len(BODIES), 3)).square().sum(dim=-1).mean(dim=0).sqrt().repeat_interleave(3)
-    kinds = KINDS if method == "n-body" else ("inverse",)
-    starts = {kind: partial(_pairs, config, method, kind, samples) for kind in kinds}
-    return _fit_best(config, starts, samples, held_out, size, seed)
-
-
-def _pairs(config: SolarConfig, method: str, kind: str, samples: Samples) -> nn.Module:
+def _attraction_of_first_planet(samples: Samples) -> float:
+    """What the acceleration of the first planet asks of a law of unit mass: mean |a| times mean r^2."""
     x, a = samples
-    masses = [1.0] + [_MASS] * (len(BODIES) - 1)
-    phi = pair_distances(len(BODIES), kind=kind).double()(x)
-    # What the acceleration of the first planet asks of a law of unit mass.
-    unit = float(a[:, 3:6].norm(dim=-1).mean() * (x[:, 3:6] - x[:, :3]).square().sum(dim=-1).mean())
-    if method == "newton":
-        law: GradientMap = Quadratic(1, 0).double()
-        for name, parameter in law.named_parameters():
-            if name != "bias":
-                parameter.data.zero_()
-                parameter.requires_grad_(False)
-        return PairAcceleration(unit * law, masses, kind=kind)
+    distance = x[:, 3:6] - x[:, :3]
+    return float(a[:, 3:6].norm(dim=-1).mean() * distance.square().sum(dim=-1).mean())
+
+
+def _first_masses() -> list[float]:
+    """In units of the Sun's."""
+    return [1.0] + [_MASS] * (len(BODIES) - 1)
+
+
+def _free_pairs(config: SolarConfig, coordinate: str, samples: Samples) -> nn.Module:
+    """One free law for all pairs of the nine bodies, and their masses."""
+    phi = pair_distances(len(BODIES), kind=coordinate).double()(samples[0])  # (times, pairs)
     scale = (1 / phi.std()).reshape(1)
-    inner = _law(config).pullback(scale, (-phi.mean() * scale).reshape(1))
-    return PairAcceleration(unit * inner, masses, kind=kind)
+    shift = (-phi.mean() * scale).reshape(1)
+    standardised = _law(config).pullback(scale, shift)
+    unit = _attraction_of_first_planet(samples)
+    return PairAcceleration(unit * standardised, _first_masses(), kind=coordinate)
+
+
+def _newton_pairs(config: SolarConfig, coordinate: str, samples: Samples) -> nn.Module:
+    """Newton's law, which is a constant as a function of 1 / r, for all pairs of the nine bodies, and their masses."""
+    law = Quadratic(1, 0).double()
+    for name, parameter in law.named_parameters():
+        if name != "bias":
+            parameter.data.zero_()
+            parameter.requires_grad_(False)
+    unit = _attraction_of_first_planet(samples)
+    return PairAcceleration(unit * law, _first_masses(), kind=coordinate)
+
+
+_ALL_ARMS = (
+    SolarArm("n-body", _fit_best, _free_pairs, RADIAL_COORDINATES, all_bodies=True),
+    SolarArm("radial", _fit_best, _radial, RADIAL_COORDINATES),
+    SolarArm("gradnet-3d", _fit_best, _on_positions(lambda h: GradNetM(3, h, 4))),
+    SolarArm("mlp-potential-3d", _fit_best, _on_positions(lambda h: mlp_potential(3, h))),
+    SolarArm("mlp-3d", _fit_best, _on_positions(lambda h: MLP(3, h))),
+    SolarArm("kepler", _fit_constant, coordinates=("inverse",), knows_law=True),
+    SolarArm("newton", _fit_best, _newton_pairs, ("inverse",), all_bodies=True, knows_law=True),
+)
+ARMS = {arm.name: arm for arm in _ALL_ARMS}
+
+
+def train(config: SolarConfig, arm: SolarArm, data: Data, seed: int) -> Fitted:
+    """A fitted field."""
+    return arm.fit(arm, config, data, seed)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -10,18 +11,52 @@ from torch import nn
 from nablanets.errors import unknown_name
 from nablanets.fitting.loop import Report
 from nablanets.parameters import count_parameters
-from nablanets_studies.dynamics.solar_arms import KINDS, METHODS, SolarConfig, load, train
-from nablanets_studies.dynamics.solar_measures import measure, predict, sun_field
+from nablanets_studies.dynamics.solar_arms import ARMS, RADIAL_COORDINATES, SolarConfig, load, train
+from nablanets_studies.dynamics.solar_measures import SolarMetrics, first_year, measure, predict, sun_field
 from nablanets_studies.machinery.base import Column, Experiment, PartResult, Picture, Sheet
-from nablanets_studies.machinery.findings import Summary, listing, lowest, sheet, summaries
+from nablanets_studies.machinery.findings import Summary
+from nablanets_studies.machinery.metrics import Best, Measured, ValueColumn, measured, sheet_of, summaries_of
 from nablanets_studies.machinery.plots import panels
 from nablanets_studies.machinery.store import RunFolder
 from nablanets_studies.problems.ephemeris import BODIES, INNER, INVERSE_MASSES, SUN_GM
 
+SolarResults = list[Measured[SolarMetrics]]
+
 #: GM is to be found within this, relative.
 _GOAL = 1e-4
-#: Arms that are not given the law of gravitation.
-_LEARNED = METHODS[:5]
+
+
+@dataclass(frozen=True)
+class SolarFindings:
+    """What follows from the numbers of a run.
+
+    Attributes:
+        goal: GM is to be found within this, relative.
+        met, missed: arms that are not given the law and did so for every seed, or did not.
+        best_gm: the one of the least error of GM.
+        best_position, other_positions: the one of the least error of positions, and the others.
+        with_the_law: errors of positions of the arms that are given the law.
+    """
+
+    goal: float
+    met: list[str]
+    missed: list[str]
+    best_gm: Best | None
+    best_position: Best | None
+    other_positions: list[Best]
+    with_the_law: list[Best]
+
+
+def _is_coordinate(name: str) -> Callable[[SolarMetrics], float | None]:
+    return lambda metrics: 1.0 if metrics.coordinate == name else None
+
+
+_FITS: list[ValueColumn[SolarMetrics]] = [
+    ValueColumn("exponent", lambda metrics: metrics.exponent, ".6f"),
+    ValueColumn("acceleration error", lambda metrics: metrics.acceleration, ".1e"),
+    ValueColumn("lost", lambda metrics: metrics.positions.lost, ".1f"),
+    *(ValueColumn(f"function of {name}", _is_coordinate(name), ".1f") for name in RADIAL_COORDINATES),
+]
 
 
 class SolarSystemExperiment(Experiment[SolarConfig]):
@@ -29,6 +64,7 @@ class SolarSystemExperiment(Experiment[SolarConfig]):
 
     name = "solar-system"
     summary = "Learn the Sun's field from the planets' motion 1900-1990 (JPL DE421), predict 1990-2050, recover GM."
+    template = "solar_system.md.j2"
     columns = (
         Column("gm_error", "GM error", ".1e"),
         Column("gm_spread", "GM spread", ".1e"),
@@ -36,12 +72,6 @@ class SolarSystemExperiment(Experiment[SolarConfig]):
         Column("venus", "Venus", ".3g"),
         Column("earth", "Earth", ".3g"),
         Column("mars", "Mars", ".3g"),
-    )
-    _fits = (
-        Column("exponent", "exponent", ".6f"),
-        Column("acceleration", "acceleration error", ".1e"),
-        Column("lost", "lost", ".1f"),
-        *(Column(f"function of {kind}", f"function of {kind}", ".1f") for kind in KINDS),
     )
     presets = {  # noqa: RUF012
         "quick": SolarConfig(
@@ -57,120 +87,97 @@ class SolarSystemExperiment(Experiment[SolarConfig]):
 
     def arms(self, config: SolarConfig) -> list[str]:
         for method in config.methods:
-            if method not in METHODS:
-                raise unknown_name("method", method, METHODS)
+            if method not in ARMS:
+                raise unknown_name("method", method, ARMS)
         return list(config.methods)
 
     def run_part(self, config: SolarConfig, arm: str, seed: int, report: Report) -> PartResult:
         data = load(config)
-        fitted = train(config, arm, data, seed)
+        fitted = train(config, ARMS[arm], data, seed)
         for row in fitted.history:
             report(row)
-        kind = {f"function of {fitted.kind}": 1.0}
-        metrics = measure(fitted.net, data) | kind
-        return PartResult(fitted.net, count_parameters(fitted.net), fitted.seconds, metrics)
-
-    def notes(self, config: SolarConfig) -> list[str]:
-        return [
-            "JPL's ephemeris DE421: positions, velocities and accelerations of the Sun and eight planets (with their moons) as "
-            "the ephemeris' own Chebyshev polynomials give them; Newton's attraction between these nine with known masses "
-            "explains the accelerations of planets to between 2e-9 and 2e-7, the rest presumably being relativity, the Moon and asteroids. Fitted "
-            "are accelerations at "
-            + ("104 epochs" if config.source == "sample" else f"{config.times} epochs")
-            + " from 1900 to 1990 and nothing later; a quarter as many others of these years are for "
-            "validation. Predictions start from the ephemeris' positions and velocities at 1990.0. This experiment is ours.",
-            "What is given and what is learned. n-body: all nine bodies attract each other along their distance, by one law for "
-            "all pairs times both masses, with opposite forces; learned are the law (a gradient map of one variable, free "
-            "in form) and eight masses relative to the Sun, from 1e-5 each. radial: the four inner planets' accelerations "
-            "relative to the Sun point along the radius and depend on it only; the law is learned, perturbations are "
-            "ignored. For both the law may be a function of r, log r or 1/r; validation decides between whole fits (in the last of these "
-            "Newton's law is a constant, so that choice matters). gradnet-3d and mlp-potential-3d: gradients of unknown "
-            "potentials of three coordinates; mlp-3d: any field of them; all three learn the four inner planets' relative "
-            "accelerations. kepler: -GM x / r^3 with GM by least squares; newton: the law of attraction between nine "
-            "bodies is known and nine constants are fitted. These two know what the others are to find.",
-            "All networks are fitted by Levenberg-Marquardt in float64 from one start, "
-            f"{config.steps} iterations at most; the networks on positions have at most the parameters of an MLP of width "
-            f"{config.field_features}.",
-            "GM error: the mean of r^2 |f| over where the inner planets are from 1990 on, against the "
-            "132712440041 km^3/s^2 of DE421; its spread is the standard deviation there; the exponent is that of a power law fitted to |f| "
-            "there. For n-body f is the attraction of a body without mass. Acceleration error: mean of |f - a| / |a| there, "
-            "for the inner planets. A planet's own mass and the others' perturbations change a relative acceleration by up "
-            "to 4e-5 (Mars), which bounds what radial and kepler can do.",
-            "Positions: root mean square distance from the ephemeris, relative to the Sun, over all years predicted, by DOP853 "
-            "at a relative tolerance of 1e-10. Lost: planets left, fell, or could not be integrated.",
-        ]
+        metrics = measure(fitted, data)
+        return PartResult(fitted.net, count_parameters(fitted.net), fitted.seconds, metrics.to_metrics())
 
     def sheets(self, config: SolarConfig, run: RunFolder) -> list[Sheet]:
-        return [sheet("The fitted fields", self._fits, run.rows()), *_decades(run), *_masses(run)]
+        results = measured(run.rows(), SolarMetrics)
+        return [sheet_of("The fitted fields", _FITS, results), *_decades(results), *_masses(results)]
 
-    def conclusions(self, config: SolarConfig, run: RunFolder) -> list[str]:
-        rows = run.rows()
-        gm, position = summaries(rows, "gm_error"), summaries(rows, "position")
-        learned = {arm: s for arm, s in gm.items() if arm in _LEARNED}
-        met = [arm for arm in learned if max(r.metrics["gm_error"] for r in rows if r.arm == arm) <= _GOAL]
-        texts = [
-            f"GM of the Sun within {_GOAL:.0e} for every seed, without being given the law: {listing(met)}; "
-            f"not: {listing([arm for arm in learned if arm not in met])}."
-        ]
-        if learned:
-            best = lowest(learned)
-            texts.append(f"The best GM without the law is that of {best}: relative error {learned[best].text('.1e')}.")
-        ranked = {arm: s for arm, s in position.items() if arm in _LEARNED}
-        if ranked:
-            best = lowest(ranked)
-            years = config.years
-            texts.append(
-                f"Positions of the inner planets over {years} years: {best} errs by {ranked[best].text('.4g')} thousand km "
-                f"(root mean square){_beside(ranked, best)}."
-            )
-        for known in ("kepler", "newton"):
-            if known in position:
-                texts.append(f"With the law given, {known} errs by {position[known].text('.4g')} thousand km.")
-        return texts
+    def findings(self, config: SolarConfig, run: RunFolder) -> SolarFindings:
+        results = measured(run.rows(), SolarMetrics)
+        gm = summaries_of(results, lambda metrics: metrics.gm_error)
+        positions = summaries_of(results, lambda metrics: metrics.positions.position)
+        learned_gm = _without_law(gm)
+        learned_positions = _without_law(positions)
+        best_position = Best.of(learned_positions) if learned_positions else None
+        worst = {arm: max(r.metrics.gm_error for r in results if r.arm == arm) for arm in learned_gm}
+        return SolarFindings(
+            goal=_GOAL,
+            met=[arm for arm in learned_gm if worst[arm] <= _GOAL],
+            missed=[arm for arm in learned_gm if worst[arm] > _GOAL],
+            best_gm=Best.of(learned_gm) if learned_gm else None,
+            best_position=best_position,
+            other_positions=[each for each in _each(learned_positions) if each != best_position],
+            with_the_law=[each for each in _each(positions) if ARMS[each.arm].knows_law],
+        )
 
     def pictures(self, config: SolarConfig, run: RunFolder) -> Iterator[Picture]:
         models = {arm: run.load_model(arm, 0).double() for arm in config.methods if (arm, 0) in run.finished()}
-        yield _growth(run)
+        yield _growth(measured(run.rows(), SolarMetrics))
         yield _profile(config, models)
         yield _orbits(config, models)
 
 
-def _beside(positions: dict[str, Summary], best: str) -> str:
-    others = [f"{arm} {s.mean:.3g}" for arm, s in positions.items() if arm != best]
-    return f"; {listing(others)}" if others else ""
+def _without_law(values: Mapping[str, Summary]) -> dict[str, Summary]:
+    """Those of the arms that are not given the law of gravitation."""
+    return {arm: value for arm, value in values.items() if not ARMS[arm].knows_law}
 
 
-def _decades(run: RunFolder) -> list[Sheet]:
-    rows = run.rows()
-    count = sum(f"decade{k}" in {m for row in rows for m in row.metrics} for k in range(1, 20))
-    found = [summaries(rows, f"decade{k}") for k in range(1, count + 1)]
-    arms = [arm for arm in dict.fromkeys(row.arm for row in rows) if any(arm in decade for decade in found)]
-    lines = [[arm, *(decade[arm].text(".4g") if arm in decade else "-" for decade in found)] for arm in arms]
-    titles = ("arm", *(f"{1990 + 10 * k}-" for k in range(count)))
-    return [Sheet("Position error of the inner planets by decade, 1000 km", titles, lines)] if lines else []
+def _each(values: Mapping[str, Summary]) -> list[Best]:
+    return [Best(arm, value) for arm, value in values.items()]
 
 
-def _masses(run: RunFolder) -> list[Sheet]:
-    rows = run.rows()
-    arms = [
-        arm for arm in dict.fromkeys(r.arm for r in rows) if any(r.arm == arm and "mass_sun" in r.metrics for r in rows)
-    ]
-    found = {name: summaries(rows, f"mass_{name}") for name in BODIES[1:]}
-    lines = [
-        [name, f"{inverse:.9g}", *(found[name][arm].text("+.1e") for arm in arms)]
-        for name, inverse in zip(BODIES[1:], INVERSE_MASSES[1:], strict=True)
-    ]
+def _decades(results: SolarResults) -> list[Sheet]:
+    """Errors of positions by decade, for the arms whose planets stayed."""
+    count = max((len(result.metrics.positions.decades) for result in results), default=0)
+    columns = [ValueColumn(f"{first_year(k)}-", _decade(k), ".4g") for k in range(count)]
+    stayed = summaries_of(results, _decade(0))
+    kept = [result for result in results if result.arm in stayed]
+    return [sheet_of("Position error of the inner planets by decade, 1000 km", columns, kept)] if kept else []
+
+
+def _decade(number: int) -> Callable[[SolarMetrics], float | None]:
+    def value(metrics: SolarMetrics) -> float | None:
+        decades = metrics.positions.decades
+        return decades[number] if number < len(decades) else None
+
+    return value
+
+
+def _masses(results: SolarResults) -> list[Sheet]:
+    """Relative errors of the planets' masses, for the arms that learn them: one line for each planet."""
+    arms = list(dict.fromkeys(result.arm for result in results if result.metrics.masses))
+    lines = []
+    for name, inverse in zip(BODIES[1:], INVERSE_MASSES[1:], strict=True):
+        found = summaries_of(results, _mass(name))
+        lines.append([name, f"{inverse:.9g}", *(found[arm].text("+.1e") for arm in arms)])
     titles = ("planet", "Sun / planet (IAU 2009)", *(f"{arm}: relative error" for arm in arms))
     return [Sheet("Masses of the planets with their moons", titles, lines)] if arms else []
 
 
-def _growth(run: RunFolder) -> Picture:
+def _mass(name: str) -> Callable[[SolarMetrics], float | None]:
+    return lambda metrics: metrics.masses.get(name)
+
+
+def _growth(results: SolarResults) -> Picture:
     figure, axes = panels(1, 1, width=6, height=4)
-    rows = run.rows()
-    for arm in dict.fromkeys(row.arm for row in rows):
-        found = [s for k in range(1, 20) if (s := summaries(rows, f"decade{k}").get(arm)) is not None]
-        if found:
-            axes[0].plot([1995 + 10 * k for k in range(len(found))], [s.mean for s in found], marker="o", label=arm)
+    count = max((len(result.metrics.positions.decades) for result in results), default=0)
+    by_decade = [summaries_of(results, _decade(k)) for k in range(count)]
+    for arm in dict.fromkeys(result.arm for result in results):
+        means = [found[arm].mean for found in by_decade if arm in found]
+        middles = [first_year(k) + 5 for k in range(len(means))]
+        if means:
+            axes[0].plot(middles, means, marker="o", label=arm)
     axes[0].set(yscale="log", xlabel="decade around", ylabel="error [1000 km]")
     axes[0].grid(alpha=0.3)
     axes[0].legend(fontsize="small")

@@ -6,12 +6,13 @@ back by :func:`measured`; nobody else composes or takes apart the keys of result
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, fields
 from typing import Any, Generic, Protocol, TypeVar
 
 from nablanets.errors import InvalidInputError
-from nablanets_studies.machinery.findings import Summary
+from nablanets_studies.machinery.base import Sheet
+from nablanets_studies.machinery.findings import Summary, lowest
 from nablanets_studies.machinery.store import Row
 
 _FORM = "form"
@@ -189,3 +190,37 @@ def summaries_of(results: Iterable[Measured[M]], value: Callable[[M], float | No
         if number is not None:
             found.setdefault(result.arm, []).append(number)
     return {arm: Summary.of(numbers) for arm, numbers in found.items()}
+
+
+@dataclass(frozen=True)
+class Best:
+    """The arm of the least mean of some value, and that value."""
+
+    arm: str
+    value: Summary
+
+    @classmethod
+    def of(cls, values: Mapping[str, Summary]) -> Best:
+        arm = lowest(values)
+        return cls(arm, values[arm])
+
+
+@dataclass(frozen=True)
+class ValueColumn(Generic[M]):
+    """A value of the metrics as a column of a sheet; ``spec`` formats its numbers."""
+
+    title: str
+    value: Callable[[M], float | None]
+    spec: str = ".2f"
+
+
+def sheet_of(title: str, columns: Sequence[ValueColumn[M]], results: Sequence[Measured[M]]) -> Sheet:
+    """A table of values by arm: mean and standard deviation over seeds, a dash where an arm has none."""
+    found = [summaries_of(results, column.value) for column in columns]
+    lines = []
+    for arm in dict.fromkeys(result.arm for result in results):
+        line = [arm]
+        for column, values in zip(columns, found, strict=True):
+            line.append(values[arm].text(column.spec) if arm in values else "-")
+        lines.append(line)
+    return Sheet(title, ("arm", *(column.title for column in columns)), lines)
