@@ -9,8 +9,9 @@ from torch import nn
 
 from nablanets.activations import ACTIVATIONS, GroupActivation
 from nablanets_studies.catalog import find_experiment
-from nablanets_studies.fields import activation_findings
-from nablanets_studies.fields.activations import TARGETS, gradient_arms
+from nablanets_studies.fields.activation_arms import GRADIENT_ARMS, TARGETS, gradient_arms
+from nablanets_studies.fields.activation_findings import ActivationFindings
+from nablanets_studies.fields.activation_results import ActivationResults
 from nablanets_studies.fields.efficiency_arms import FEATURES, MODES
 from nablanets_studies.fields.efficiency_metrics import EfficiencyMetrics
 from nablanets_studies.fields.efficiency_results import EfficiencyResults
@@ -51,9 +52,7 @@ def test_every_smooth_monotone_activation_beats_the_affine_map(activations):
     _, config, run, metrics = activations
     affine = metrics["affine"]["convex_db"]
     for arm in gradient_arms(config.activations):
-        name = arm[2:]
-        legal = ACTIVATIONS[name]((1,), monotone=True).increasing
-        if legal and activation_findings.kind(arm) not in ("piecewise linear", "linear"):
+        if GRADIENT_ARMS[arm].can_be_monotone and GRADIENT_ARMS[arm].kind not in ("piecewise linear", "linear"):
             assert metrics[arm]["convex_db"] < affine - 1, arm
             assert metrics[arm]["convex_failures"] == 0, arm
     for arm in ("c-identity", "m-identity"):
@@ -75,7 +74,7 @@ def test_gradient_maps_are_symmetric_to_rounding_and_mlps_are_not(activations):
 def test_subgradients_are_learned_and_networks_stay_bounded(activations):
     _, config, _, metrics = activations
     ours = {arm: metrics[arm] for arm in gradient_arms(config.activations)}
-    legal = [m for arm, m in ours.items() if ACTIVATIONS[arm[2:]]((1,), monotone=True).increasing]
+    legal = [m for arm, m in ours.items() if GRADIENT_ARMS[arm].can_be_monotone]
     assert min(m["max-affine_db"] for m in legal) < metrics["affine"]["max-affine_db"] - 4
     assert min(m["max-affine_away_db"] for m in legal) < metrics["affine"]["max-affine_away_db"] - 6
     assert metrics["identified"]["max-affine_away_db"] < -12
@@ -104,7 +103,8 @@ def test_conclusions_turn_with_the_numbers():
         rows = [_row("c-tanh", seed, e, asymmetry) for seed, e in enumerate(ours)]
         rows += [_row("mlp-tanh", seed, e, 0.1) for seed, e in enumerate(theirs)]
         rows += [_row("affine", seed, -5.0) for seed in range(2)]
-        return " ".join(activation_findings.conclusions(["convex"], rows))
+        found = ActivationFindings.of(ActivationResults(["convex"], rows))
+        return " ".join(find_experiment("activations").prose.paragraphs("conclusions", found=found))
 
     good = said((-30.0, -31.0), (-20.0, -21.0), 1e-16)
     assert "ahead by 10.0 dB, more than the spread" in good

@@ -1,165 +1,189 @@
-"""What follows from a run of the activation study: tables, pictures, sentences."""
+"""What follows from a run of the activation study; the template activations.md.j2 says it in words."""
 
 from __future__ import annotations
 
-import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
 
-import numpy as np
 import torch
-from matplotlib.figure import Figure
-from torch import nn
 
-from nablanets.activations import ACTIVATIONS, ElementwiseActivation, GroupActivation
 from nablanets.verify import TOLERANCE
-from nablanets_studies.machinery.base import Picture, Sheet
-from nablanets_studies.machinery.findings import Summary, lead, listing, lowest, summaries
-from nablanets_studies.machinery.store import Row
-from nablanets_studies.problems.fields import Field
-
-KINDS = ("linear", "smooth", "piecewise linear", "polynomial", "spline", "group")
-#: The arm that is no trained network: affine pieces identified from samples.
-IDENTIFIED = "identified"
-_CUTS = ("m-tanh", "c-tanh", "c-relu", "m-softmax", "mlp-relu", IDENTIFIED)
+from nablanets_studies.fields.activation_arms import AFFINE, ARMS, GRADIENT_ARMS, IDENTIFIED, TrainedArm
+from nablanets_studies.fields.activation_metrics import ActivationMetrics
+from nablanets_studies.fields.activation_results import ActivationResults, baselines, ours
+from nablanets_studies.machinery.findings import Lead, Summary, lowest
 
 
-def is_gradient_network(arm: str) -> bool:
-    """Whether an arm is a GradNet-C or GradNet-M."""
-    return arm.startswith(("c-", "m-"))
+class Named(NamedTuple):
+    """An arm and its value."""
+
+    arm: str
+    value: Summary
 
 
-def kind(arm: str) -> str:
-    """What sort of activation the arm of a gradient network has.
+class Accuracy(NamedTuple):
+    """The gradient networks on a target beside the baselines.
 
-    >>> [kind(arm) for arm in ("c-tanh", "m-abs", "m-softmax", "c-spline", "c-identity")]
-    ['smooth', 'piecewise linear', 'group', 'spline', 'linear']
+    Attributes:
+        target: its name.
+        best, peer: the best gradient network and the best baseline.
+        lead: of the one over the other.
+        below: how many of the gradient networks are better than that baseline.
+        number, median: of all gradient networks: how many, and their median error.
+        affine: the error of the affine map; None if it has not run.
+        not_better: the gradient networks that are no better than that.
     """
-    name = arm.partition("-")[2]
-    cls = ACTIVATIONS[name]
-    if name in ("identity", "polynomial", "spline"):
-        return "linear" if name == "identity" else name
-    if issubclass(cls, GroupActivation):
-        return "group"
-    return "piecewise linear" if issubclass(cls, ElementwiseActivation) and cls.kinks else "smooth"
+
+    target: str
+    best: Named
+    peer: Named
+    lead: Lead
+    below: int
+    number: int
+    median: float
+    affine: Summary | None
+    not_better: list[str]
 
 
-def sheets(targets: Sequence[str], rows: Sequence[Row]) -> list[Sheet]:
-    """By kind of activation; errors of subgradients and potentials; stability."""
-    return [_kinds(targets, rows), *_nonsmooth(targets, rows), _stability(targets, rows)]
+class Kinds(NamedTuple):
+    """Median errors on a target by kind of activation, the best first."""
+
+    target: str
+    medians: list[tuple[str, float]]
 
 
-def _kinds(targets: Sequence[str], rows: Sequence[Row]) -> Sheet:
-    cells = {target: kind_medians(rows, target) for target in targets}
-    present = [k for k in KINDS if any(k in medians for medians in cells.values())]
-    lines = [[k, *(f"{cells[t][k]:.1f}" if k in cells[t] else "-" for t in targets)] for k in present]
-    return Sheet("By kind of activation: median test error over networks [dB]", ["kind", *targets], lines)
+class AtKinks(NamedTuple):
+    """Where the best gradient network's error is, its potential, and whether any network overshoots.
+
+    Attributes:
+        target: its name.
+        best: the best gradient network.
+        monotone: the best of those whose activation allows a monotone map; None if there is none.
+        identified: the error of the affine pieces; None if they have not run.
+        near_share, near_fraction: the part of the squared error near the kinks, and that of the points.
+        away: the error away from the kinks.
+        potential: the error of the potential over its standard deviation.
+        overshoot: the gradient network that overshoots most.
+    """
+
+    target: str
+    best: Named
+    monotone: Named | None
+    identified: Summary | None
+    near_share: float
+    near_fraction: float
+    away: Summary
+    potential: Summary
+    overshoot: Named
 
 
-def kind_medians(rows: Sequence[Row], target: str) -> dict[str, float]:
-    """The median over the gradient networks of each kind of their mean error."""
-    errors = _gradient(summaries(rows, f"{target}_db"))
-    groups = {k: [value.mean for arm, value in errors.items() if kind(arm) == k] for k in KINDS}
-    return {k: statistics.median(group) for k, group in groups.items() if group}
+class Symmetry(NamedTuple):
+    """How symmetric Jacobians are in a precision.
+
+    Attributes:
+        precision: its name.
+        worst, asymmetry: the least symmetric gradient network.
+        tolerance: of rounding.
+        above: the gradient networks above it.
+        free: the least asymmetry of a network that need not be a gradient; None if none has run.
+    """
+
+    precision: str
+    worst: str
+    asymmetry: float
+    tolerance: float
+    above: list[str]
+    free: float | None
 
 
-def _nonsmooth(targets: Sequence[str], rows: Sequence[Row]) -> list[Sheet]:
-    kinked = [t for t in targets if summaries(rows, f"{t}_away_db")]
-    columns = ["arm"]
-    metrics = []
-    for target in kinked:
-        columns += [f"{target}, all [dB]", "away from kinks [dB]", "potential", "overshoot"]
-        names = (("db", ".1f"), ("away_db", ".1f"), ("potential", ".1%"), ("overshoot", ".2f"))
-        metrics += [(summaries(rows, f"{target}_{name}"), spec) for name, spec in names]
-    arms = dict.fromkeys(row.arm for row in rows)
-    lines = [[arm, *(column[arm].text(spec) if arm in column else "-" for column, spec in metrics)] for arm in arms]
-    return [Sheet("Non-differentiable targets", columns, lines)] if kinked else []
+@dataclass(frozen=True)
+class ActivationFindings:
+    """Accuracy by target, kinds of activation, subgradients, symmetry and stability.
+
+    ``failed`` has the arms some of whose fits failed, with the share of those, the largest first.
+    """
+
+    accuracy: list[Accuracy]
+    kinds: list[Kinds]
+    at_kinks: list[AtKinks]
+    symmetry: list[Symmetry]
+    failed: list[tuple[str, float]]
+
+    @classmethod
+    def of(cls, results: ActivationResults) -> ActivationFindings:
+        accuracy = [_accuracy(results, target) for target in results.targets]
+        kinds = [_kinds(results, target) for target in results.targets]
+        at_kinks = [_at_kinks(results, target) for target in results.targets]
+        symmetry = [
+            _symmetry(results, torch.float32, lambda m: m.asymmetry32),
+            _symmetry(results, torch.float64, lambda m: m.asymmetry64),
+        ]
+        failed = [(arm, share.mean) for arm, share in results.failures().items() if share.mean > 0]
+        return cls(
+            accuracy=[each for each in accuracy if each is not None],
+            kinds=[each for each in kinds if len(each.medians) > 1],
+            at_kinks=[each for each in at_kinks if each is not None],
+            symmetry=[each for each in symmetry if each is not None],
+            failed=sorted(failed, key=lambda pair: -pair[1]),
+        )
 
 
-def _stability(targets: Sequence[str], rows: Sequence[Row]) -> Sheet:
-    failures = {target: summaries(rows, f"{target}_failures") for target in targets}
-    errors = {target: summaries(rows, f"{target}_db") for target in targets}
-    worst = {target: _worst(rows, f"{target}_db") for target in targets}
-    columns = ["arm"]
-    for target in targets:
-        columns += [f"{target}: deviation [dB]", "worst seed [dB]", "failed fits"]
-    lines = []
-    for arm in (a for a in dict.fromkeys(row.arm for row in rows) if a in failures[targets[0]]):
-        cells = [arm]
-        for t in targets:
-            cells += [f"{errors[t][arm].deviation:.1f}", f"{worst[t][arm]:.1f}", f"{failures[t][arm].mean:.0%}"]
-        lines.append(cells)
-    return Sheet("Stability over seeds, and over the rates tried", columns, lines)
+def _best(values: dict[str, Summary]) -> Named:
+    arm = lowest(values)
+    return Named(arm, values[arm])
 
 
-def _worst(rows: Sequence[Row], metric: str) -> dict[str, float]:
-    worst: dict[str, float] = {}
-    for row in rows:
-        if metric in row.metrics:
-            worst[row.arm] = max(row.metrics[metric], worst.get(row.arm, -math.inf))
-    return worst
-
-
-def conclusions(targets: Sequence[str], rows: Sequence[Row]) -> list[str]:
-    """Accuracy by target, kinds of activation, subgradients, symmetry and stability, in words."""
-    found = [_accuracy(target, rows) for target in targets]
-    found += [_by_kind(target, rows) for target in targets]
-    found += [_at_kinks(target, rows) for target in targets if summaries(rows, f"{target}_away_db")]
-    return [sentence for sentence in (*found, _symmetry(rows), _failures(rows)) if sentence]
-
-
-def _gradient(values: Mapping[str, Summary]) -> dict[str, Summary]:
-    return {arm: value for arm, value in values.items() if is_gradient_network(arm)}
-
-
-def _accuracy(target: str, rows: Sequence[Row]) -> str:
-    errors = summaries(rows, f"{target}_db")
-    ours = _gradient(errors)
-    theirs = {arm: value for arm, value in errors.items() if arm not in ours and arm != IDENTIFIED}
-    if not ours or not theirs:
-        return ""
-    best, peer = lowest(ours), lowest(theirs)
-    text = (
-        f"{target}: the best gradient network is {best} ({ours[best].text()} dB), the best baseline {peer} "
-        f"({theirs[peer].text()} dB); the gradient network is {lead(ours[best], theirs[peer], 'dB')}. "
-        f"{sum(v.mean < theirs[peer].mean for v in ours.values())} of {len(ours)} gradient networks are below that baseline, "
-        f"and the median of them is at {statistics.median(v.mean for v in ours.values()):.1f} dB"
+def _accuracy(results: ActivationResults, target: str) -> Accuracy | None:
+    errors = results.errors(target)
+    networks = ours(errors)
+    theirs = baselines(errors)
+    if not networks or not theirs:
+        return None
+    best = _best(networks)
+    peer = _best(theirs)
+    means = [value.mean for value in networks.values()]
+    affine = theirs.get(AFFINE.name)
+    not_better = [] if affine is None else [arm for arm, value in networks.items() if value.mean >= affine.mean]
+    return Accuracy(
+        target=target,
+        best=best,
+        peer=peer,
+        lead=Lead.of(best.value, peer.value),
+        below=sum(mean < peer.value.mean for mean in means),
+        number=len(means),
+        median=statistics.median(means),
+        affine=affine,
+        not_better=not_better,
     )
-    if "affine" in theirs:
-        lost = [arm for arm, value in ours.items() if value.mean >= theirs["affine"].mean]
-        text += f"; not better than the affine map ({theirs['affine'].text()} dB): {listing(lost)}"
-    return text + "."
 
 
-def _by_kind(target: str, rows: Sequence[Row]) -> str:
-    medians = kind_medians(rows, target)
-    if len(medians) < 2:
-        return ""
-    order = sorted(medians, key=lambda k: medians[k])
-    ranked = ", ".join(f"{k} {medians[k]:.1f}" for k in order)
-    return f"{target}: median error by kind of activation, best first, in dB: {ranked}."
+def _kinds(results: ActivationResults, target: str) -> Kinds:
+    medians = results.kind_medians(target)
+    return Kinds(target, sorted(medians.items(), key=lambda pair: pair[1]))
 
 
-def _at_kinks(target: str, rows: Sequence[Row]) -> str:
-    """Where the best gradient network's error is, its potential, and whether any network overshoots."""
-    overall = _gradient(summaries(rows, f"{target}_db"))
-    if not overall:
-        return ""
-    best = lowest(overall)
-    away, near = summaries(rows, f"{target}_away_db")[best], summaries(rows, f"{target}_near_fraction")[best].mean
-    share = near_share(overall[best].mean, away.mean, near)
-    potential = summaries(rows, f"{target}_potential")[best]
-    overshoot = _gradient(summaries(rows, f"{target}_overshoot"))
+def _at_kinks(results: ActivationResults, target: str) -> AtKinks | None:
+    networks = ours(results.errors(target))
+    away = results.away_errors(target)
+    if not networks or not away:
+        return None
+    best = _best(networks)
+    near_fraction = results.summaries(target, lambda m: m.near_fraction)[best.arm].mean
+    overshoot = ours(results.summaries(target, lambda m: m.overshoot))
     most = max(overshoot, key=lambda arm: overshoot[arm].mean)
-    legal = {arm: v for arm, v in overall.items() if ACTIVATIONS[arm[2:]]((1,), monotone=True).increasing}
-    monotone = f"; the best monotone map is {lowest(legal)} ({legal[lowest(legal)].text()} dB)" if legal else ""
-    found = summaries(rows, f"{target}_db").get(IDENTIFIED)
-    pieces = f"; affine pieces identified from samples reach {found.text()} dB" if found else ""
-    return (
-        f"{target}: the subgradients are learned to {overall[best].text()} dB by {best}{monotone}{pieces}. Of {best}'s squared "
-        f"error, {share:.0%} is at the {near:.0%} of points near kinks; away from them it is {away.text()} dB. Its "
-        f"potential is off by {potential.text('.1%')} of the potential's standard deviation. The largest overshoot of a "
-        f"gradient network is {overshoot[most].mean:.2f} times the largest subgradient ({most})."
+    monotone = {arm: value for arm, value in networks.items() if GRADIENT_ARMS[arm].can_be_monotone}
+    return AtKinks(
+        target=target,
+        best=best,
+        monotone=_best(monotone) if monotone else None,
+        identified=results.errors(target).get(IDENTIFIED.name),
+        near_share=near_share(best.value.mean, away[best.arm].mean, near_fraction),
+        near_fraction=near_fraction,
+        away=away[best.arm],
+        potential=results.summaries(target, lambda m: m.potential)[best.arm],
+        overshoot=Named(most, overshoot[most]),
     )
 
 
@@ -169,62 +193,24 @@ def near_share(overall_db: float, away_db: float, near_fraction: float) -> float
     >>> near_share(-10.0, -20.0, 0.5)
     0.95
     """
-    return 1 - (1 - near_fraction) * 10 ** ((away_db - overall_db) / 10)
+    away_share = (1 - near_fraction) * 10 ** ((away_db - overall_db) / 10)
+    return 1 - away_share
 
 
-def _symmetry(rows: Sequence[Row]) -> str:
-    parts = []
-    for metric, dtype in (("asymmetry32", torch.float32), ("asymmetry64", torch.float64)):
-        values = {row.arm: 0.0 for row in rows}
-        for row in rows:
-            values[row.arm] = max(values[row.arm], row.metrics[metric])
-        ours = {arm: value for arm, value in values.items() if is_gradient_network(arm)}
-        free = [value for arm, value in values.items() if arm.startswith("mlp") and arm != "mlp-potential"]
-        if not ours:
-            return ""
-        worst = max(ours, key=lambda arm: ours[arm])
-        above = [arm for arm, value in ours.items() if value > TOLERANCE[dtype]]
-        text = (
-            f"in {str(dtype)[6:]} the largest asymmetry of a gradient network is {ours[worst]:.0e} ({worst}), and those "
-            f"above the tolerance of rounding, {TOLERANCE[dtype]:.0e}, are: {listing(above)}"
-        )
-        parts.append(text + (f" (MLPs: {min(free):.0e} or more)" if free else ""))
-    return "Symmetry of the Jacobian: " + "; ".join(parts) + "."
-
-
-def _failures(rows: Sequence[Row]) -> str:
-    shares = {arm: value.mean for arm, value in summaries(rows, "failures").items() if value.mean > 0}
-    ranked = [f"{arm} {shares[arm]:.0%}" for arm in sorted(shares, key=lambda arm: -shares[arm])]
-    return f"Fits that diverged or ended worse than the affine map, as shares of all targets, seeds and rates: {listing(ranked)}."
-
-
-def heat_map(targets: Sequence[str], rows: Sequence[Row]) -> Picture:
-    """Mean test errors as colours."""
-    errors = [summaries(rows, f"{target}_db") for target in targets]
-    arms = list(errors[0])
-    values = np.array([[column[arm].mean for column in errors] for arm in arms])
-    figure = Figure(figsize=(2 + 1.3 * len(targets), 1 + 0.26 * len(arms)), layout="constrained")
-    axes = figure.subplots()
-    image = axes.imshow(values, aspect="auto", cmap="viridis_r", vmin=-50, vmax=0)
-    for (row, column), value in np.ndenumerate(values):
-        axes.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=7, color="white")
-    axes.set_xticks(range(len(targets)), targets)
-    axes.set_yticks(range(len(arms)), arms, fontsize=8)
-    figure.colorbar(image, ax=axes, label="test error [dB]")
-    return Picture("errors", "Mean test error by network and target (colours end at -50 and 0 dB).", figure)
-
-
-def cuts(field: Field, models: Mapping[str, nn.Module]) -> Picture:
-    """The first component of the last target and of some networks on a line through the square."""
-    t = torch.linspace(0, 1, 400)
-    x = torch.stack([t, 0.3 + 0.4 * t], dim=-1)
-    figure = Figure(figsize=(8, 4), layout="constrained")
-    axes = figure.subplots()
-    axes.plot(t, field.gradient(x)[:, 0], color="black", label="truth")
-    for arm in (arm for arm in _CUTS if arm in models):
-        with torch.no_grad():
-            axes.plot(t, models[arm](x)[:, 0], label=arm, linewidth=1)
-    axes.set(xlabel="$x_1$", ylabel="$f_1$")
-    axes.legend(fontsize="small")
-    axes.grid(alpha=0.3)
-    return Picture("cut", f"{field.name}: the first component along a line (seed 0).", figure)
+def _symmetry(
+    results: ActivationResults, dtype: torch.dtype, value: Callable[[ActivationMetrics], float]
+) -> Symmetry | None:
+    asymmetries = results.largest(value)
+    networks = {arm: each for arm, each in asymmetries.items() if arm in GRADIENT_ARMS}
+    if not networks:
+        return None
+    free = [each for arm, each in asymmetries.items() if isinstance(ARMS[arm], TrainedArm) and not ARMS[arm].curl_free]
+    worst = max(networks, key=lambda arm: networks[arm])
+    return Symmetry(
+        precision=str(dtype).removeprefix("torch."),
+        worst=worst,
+        asymmetry=networks[worst],
+        tolerance=TOLERANCE[dtype],
+        above=[arm for arm, each in networks.items() if each > TOLERANCE[dtype]],
+        free=min(free) if free else None,
+    )

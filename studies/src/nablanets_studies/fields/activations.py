@@ -2,77 +2,62 @@
 
 from __future__ import annotations
 
-import copy
-import math
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from nablanets import verify
-from nablanets.activations import ACTIVATIONS, GroupActivation
-from nablanets.fitting import FitSettings, HistoryRow, decibels, error
+from nablanets.fitting import FitSettings, HistoryRow, error
 from nablanets.fitting.batches import Samples
 from nablanets.fitting.loop import Report
-from nablanets.maps import GradientMap, GradNetC, GradNetM
 from nablanets.parameters import count_parameters
-from nablanets.pieces import fit_pieces
 from nablanets.pieces.gating import count_stored
-from nablanets_studies.baselines import MLP, AffineField, match_parameters, mlp_potential
-from nablanets_studies.fields import activation_findings as findings
-from nablanets_studies.fields.activation_findings import IDENTIFIED
+from nablanets_studies.fields.activation_arms import (
+    ARMS,
+    PIECES,
+    TARGETS,
+    ActivationsConfig,
+    Arm,
+    SolvedArm,
+    TrainedArm,
+    arms_of,
+    solve_affine,
+)
+from nablanets_studies.fields.activation_findings import ActivationFindings
+from nablanets_studies.fields.activation_metrics import (
+    BEST_DB,
+    WORST_DB,
+    ActivationMetrics,
+    TargetMetrics,
+    asymmetry,
+    measure,
+)
+from nablanets_studies.fields.activation_pictures import cuts, heat_map
+from nablanets_studies.fields.activation_results import ActivationResults
+from nablanets_studies.fields.activation_sheets import sheets_of
 from nablanets_studies.machinery.base import Column, Experiment, PartResult, Picture, Sheet
 from nablanets_studies.machinery.selection import fit_best_rate, start_from_data
 from nablanets_studies.machinery.store import RunFolder
-from nablanets_studies.problems.fields import ConvexField, Field, NonconvexField, unit_grid
-from nablanets_studies.problems.nonsmooth import L1Norm, MaxAffine, NonsmoothField, Staircase
+from nablanets_studies.problems.fields import Field
 
-TARGETS: dict[str, Field] = {
-    field.name: field for field in (ConvexField(), NonconvexField(), MaxAffine(), L1Norm(), Staircase())
-}
-_NETWORKS: dict[str, type[GradNetC] | type[GradNetM]] = {"c": GradNetC, "m": GradNetM}
-_BASELINES: dict[str, Callable[[int], nn.Module]] = {
-    "mlp-tanh": lambda width: MLP(2, width),
-    "mlp-relu": lambda width: MLP(2, width, activation="relu"),
-    "mlp-potential": lambda width: mlp_potential(2, width),
-}
-#: How many affine pieces are looked for by identification.
-_PIECES = 6
-#: Bounds of test errors: what one counts as that is not finite, and what one counts as that is zero.
-_WORST_DB, _BEST_DB = 100.0, -200.0
 #: A fit fails if its last validation error is more than this times that of the affine map.
 _FAILURE = 1.05
+#: Validations of a fit.
+_VALIDATIONS = 20
 
 
-@dataclass(frozen=True)
-class ActivationsConfig:
-    """Settings of a run.
+class Facts(NamedTuple):
+    """Numbers of the protocol that are no settings."""
 
-    Attributes:
-        activations: their names; group activations are in GradNet-M only.
-        targets: fields to learn, by name.
-        parameters: every network is the widest with at most so many.
-        samples, validation_samples: points to train on and to choose rates and checkpoints on.
-        batch_size, steps: of every fit.
-        rates: learning rates that every network of every seed and target chooses from.
-        test_side: the test points are a grid of this side.
-        margin: test points farther than this from every kink count as away from the kinks.
-    """
-
-    activations: tuple[str, ...] = tuple(ACTIVATIONS)
-    targets: tuple[str, ...] = tuple(TARGETS)
-    parameters: int = 400
-    samples: int = 5000
-    validation_samples: int = 1000
-    batch_size: int = 128
-    steps: int = 1000
-    rates: tuple[float, ...] = (1e-2, 4e-2)
-    test_side: int = 64
-    margin: float = 0.05
+    targets: list[Field]
+    worst_db: float
+    best_db: float
+    pieces: int
+    failure: float
 
 
 class ActivationsExperiment(Experiment[ActivationsConfig]):
@@ -80,6 +65,7 @@ class ActivationsExperiment(Experiment[ActivationsConfig]):
 
     name = "activations"
     summary = "Compare all activations in GradNet-C and GradNet-M on smooth and non-differentiable fields."
+    template = "activations.md.j2"
     presets = {  # noqa: RUF012
         "quick": ActivationsConfig(targets=("convex", "max-affine"), steps=350, rates=(4e-2,), test_side=40),
         "paper": ActivationsConfig(),
@@ -93,150 +79,95 @@ class ActivationsExperiment(Experiment[ActivationsConfig]):
     )
 
     def arms(self, config: ActivationsConfig) -> list[str]:
-        return [*gradient_arms(config.activations), "affine", *_BASELINES, IDENTIFIED]
+        return list(arms_of(config.activations))
 
     def run_part(self, config: ActivationsConfig, arm: str, seed: int, report: Report) -> PartResult:
-        metrics: dict[str, float] = {}
-        learned = [_learn(config, arm, TARGETS[target], seed) for target in config.targets]
-        for target, part in zip(config.targets, learned, strict=True):
-            metrics |= {f"{target}_{name}": value for name, value in part.metrics.items()}
-        metrics |= {name: max(part.asymmetry[name] for part in learned) for name in learned[0].asymmetry}
-        if learned[0].failed:
-            metrics["failures"] = statistics.fmean(failed for part in learned for failed in part.failed)
-        for row in learned[0].history:
+        learned = {target: _learn(config, ARMS[arm], TARGETS[target], seed) for target in config.targets}
+        parts = list(learned.values())
+        for row in parts[0].history:
             report(row)
-        net = learned[-1].net
-        parameters = {"affine": 6, IDENTIFIED: count_stored(net)}.get(arm, count_parameters(net))
-        return PartResult(net, parameters, sum(part.seconds for part in learned), metrics)
+        failed = [each for part in parts for each in part.failed]
+        measured = ActivationMetrics(
+            targets={target: part.metrics for target, part in learned.items()},
+            asymmetry32=max(part.asymmetry[0] for part in parts),
+            asymmetry64=max(part.asymmetry[1] for part in parts),
+            failures=statistics.fmean(failed) if failed else None,
+        )
+        last = parts[-1]
+        seconds = sum(part.seconds for part in parts)
+        return PartResult(last.net, last.parameters, seconds, measured.to_metrics())
+
+    def facts(self, config: ActivationsConfig) -> Facts:
+        return Facts([TARGETS[name] for name in config.targets], WORST_DB, BEST_DB, PIECES, _FAILURE)
 
     def sheets(self, config: ActivationsConfig, run: RunFolder) -> list[Sheet]:
-        return findings.sheets(config.targets, run.rows())
+        return sheets_of(ActivationResults(config.targets, run.rows()))
 
-    def conclusions(self, config: ActivationsConfig, run: RunFolder) -> list[str]:
-        return findings.conclusions(config.targets, run.rows())
+    def findings(self, config: ActivationsConfig, run: RunFolder) -> ActivationFindings:
+        return ActivationFindings.of(ActivationResults(config.targets, run.rows()))
 
     def pictures(self, config: ActivationsConfig, run: RunFolder) -> Iterator[Picture]:
-        yield findings.heat_map(config.targets, run.rows())
+        yield heat_map(ActivationResults(config.targets, run.rows()))
         models = {arm: run.load_model(arm, 0) for arm in self.arms(config) if (arm, 0) in run.finished()}
-        yield findings.cuts(TARGETS[config.targets[-1]], models)
-
-    def notes(self, config: ActivationsConfig) -> list[str]:
-        formulas = "; ".join(f"{name}: {TARGETS[name].formula}" for name in config.targets)
-        return [
-            f"Targets, on the unit square: {formulas}. Convex and nonconvex are the paper's, the others, whose fields "
-            "jump, are ours. The study as a whole is ours: the paper asks for one and has none.",
-            "Errors are 10 log10 of the mean of ||f(x) - g(x)||² over a grid of "
-            f"{config.test_side} x {config.test_side} points (of the square itself, not relative to g); one that is not "
-            f"finite counts as {_WORST_DB:.0f} dB, one of zero as {_BEST_DB:.0f} dB. “Away from the kinks” are the points farther than {config.margin} from "
-            "every kink. Potential errors are root mean squares after removing the mean, over the standard deviation of "
-            "the true potential. “Overshoot” is the largest |f| over the largest |g| on the grid.",
-            f"All networks are the widest with at most {config.parameters} parameters (so learnable activations have fewer "
-            "units): GradNet-C with four layers (c-), GradNet-M with four modules (m-), without linear term; MLPs with two "
-            "hidden layers; the potential is a tanh MLP. Monotone where the target is convex and the activation allows it "
-            "(sine, gaussian and abs do not), else free. “identified” is no network of the study but what the library offers for "
-            f"such targets: {_PIECES} affine pieces from samples (fit_pieces) and the mixture they make, monotone where the target "
-            "is convex.",
-            f"{config.samples:,} points, {config.steps:,} steps of {config.batch_size} of Adam with cosine decay, the "
-            f"best checkpoint and the best of the rates {config.rates} by the error on {config.validation_samples:,} "
-            "validation points, for each activation, target and seed. Before that the outer coefficients of the gradient "
-            "networks are scaled so that their start is as large as the data, for every activation alike (our choice).",
-            "Caution: “the best” of each group is the one of the least mean test error, and there are many more gradient "
-            "networks than baselines, which favours them; the median and the share that beats the best baseline do not gain "
-            "from their number.",
-            f"A fit (of any rate, chosen or not) fails if it diverges or its last validation error is more than {_FAILURE:g} "
-            "times that of the best affine map. Asymmetry is the largest |J - J'| over the largest |J| at 64 test points, by automatic "
-            "differentiation, the worst of all targets; float64 is the same trained network converted.",
-        ]
+        yield cuts(TARGETS[config.targets[-1]], models)
 
 
-class _Learned(NamedTuple):
-    """A network that has learned one target; ``failed`` has one entry for each rate that was tried."""
+@dataclass(frozen=True)
+class _Learned:
+    """A map that has learned one target.
+
+    Attributes:
+        net: the map.
+        parameters: how many it has, or stores.
+        metrics: its errors.
+        asymmetry: of its Jacobian, in float32 and float64.
+        failed: for each rate that was tried, whether the fit failed; empty for what is solved for.
+        seconds: of all fits.
+        history: of the fit with the best rate.
+    """
 
     net: nn.Module
-    metrics: dict[str, float]
-    asymmetry: dict[str, float]
+    parameters: int
+    metrics: TargetMetrics
+    asymmetry: tuple[float, float]
     failed: list[bool]
     seconds: float
     history: list[HistoryRow]
 
 
-def _learn(config: ActivationsConfig, arm: str, field: Field, seed: int) -> _Learned:
+def _learn(config: ActivationsConfig, arm: Arm, target: Field, seed: int) -> _Learned:
     generator = torch.Generator().manual_seed(1000 + seed)
-    train = field.sample(config.samples, generator)
-    validation = field.sample(config.validation_samples, generator)
-    affine = AffineField(2)
-    affine.fit(*train)
-    if arm in ("affine", IDENTIFIED):
-        begin = time.perf_counter()
-        net: nn.Module = affine
-        if arm == IDENTIFIED:
-            net = fit_pieces(*train, _PIECES, monotone=field.convex, seed=seed)[0]
-        return _Learned(net, measure(config, field, net), asymmetry(net), [], time.perf_counter() - begin, [])
-    every = max(1, config.steps // 20)
-    net, result, tried = fit_best_rate(
-        lambda: build(config, arm, field, train),
-        train,
-        validation,
-        rates=config.rates,
-        seed=seed,
-        settings=FitSettings(steps=config.steps, batch_size=config.batch_size, validate_every=every),
-    )
-    limit = _FAILURE * error(affine, *validation)
+    train = target.sample(config.samples, generator)
+    validation = target.sample(config.validation_samples, generator)
+    if isinstance(arm, TrainedArm):
+        return _train(config, arm, target, seed, train, validation)
+    return _solve(config, arm, target, seed, train)
+
+
+def _solve(config: ActivationsConfig, arm: SolvedArm, target: Field, seed: int, train: Samples) -> _Learned:
+    begin = time.perf_counter()
+    net = arm.solve(train, target, seed)
+    seconds = time.perf_counter() - begin
+    return _Learned(net, count_stored(net), measure(config, target, net), asymmetry(net), [], seconds, [])
+
+
+def _train(
+    config: ActivationsConfig, arm: TrainedArm, target: Field, seed: int, train: Samples, validation: Samples
+) -> _Learned:
+    """The network of the best rate by validation data; gradient networks start as large as the data."""
+
+    def fresh() -> nn.Module:
+        net = arm.build(config.parameters, monotone=target.convex and arm.can_be_monotone)
+        if arm.activation is not None:
+            start_from_data(net, *train)
+        return net
+
+    every = max(1, config.steps // _VALIDATIONS)
+    settings = FitSettings(steps=config.steps, batch_size=config.batch_size, validate_every=every)
+    net, result, tried = fit_best_rate(fresh, train, validation, rates=config.rates, seed=seed, settings=settings)
+    limit = _FAILURE * error(solve_affine(train, target, seed), *validation)
+    # A fit that ended with NaN has failed as well.
     failed = [not record.history[-1].validation_error <= limit for record in tried]
-    metrics = measure(config, field, net) | {"failures": statistics.fmean(failed)}
-    return _Learned(net, metrics, asymmetry(net), failed, sum(r.seconds for r in tried), result.history)
-
-
-def gradient_arms(names: tuple[str, ...]) -> list[str]:
-    """The gradient networks: elementwise activations in C, all in M.
-
-    >>> gradient_arms(("tanh", "softmax"))
-    ['c-tanh', 'm-tanh', 'm-softmax']
-    """
-    pairs = ((net, name) for name in names for net in _NETWORKS)
-    return [f"{net}-{name}" for net, name in pairs if net == "m" or not issubclass(ACTIVATIONS[name], GroupActivation)]
-
-
-def build(config: ActivationsConfig, arm: str, field: Field, train: Samples) -> nn.Module:
-    """A fresh network of an arm for a field, at the start that the data suggest if it is a gradient network."""
-    if arm in _BASELINES:
-        return match_parameters(_BASELINES[arm], config.parameters)
-    kind, _, name = arm.partition("-")
-    monotone = field.convex and ACTIVATIONS[name]((1,), monotone=True).increasing
-    constructor = _NETWORKS[kind]
-    net = match_parameters(
-        lambda h: constructor(2, h, 4, activation=name, monotone=monotone, linear=False), config.parameters
-    )
-    start_from_data(net, *train)
-    return net
-
-
-@torch.no_grad()
-def measure(config: ActivationsConfig, field: Field, net: nn.Module) -> dict[str, float]:
-    """Errors of a network on the test grid: overall, away from the kinks, of the potential; and its overshoot."""
-    x = unit_grid(config.test_side).flatten(0, 1)
-    f, g = net(x), field.gradient(x)
-    square = (f - g).square().sum(dim=-1)
-    metrics = {"db": _decibels(square), "overshoot": float(f.norm(dim=-1).max() / g.norm(dim=-1).max())}
-    if isinstance(field, NonsmoothField):
-        away = field.kink_distance(x) > config.margin
-        metrics |= {"away_db": _decibels(square[away]), "near_fraction": float((~away).float().mean())}
-    if isinstance(net, GradientMap):
-        truth = field.potential(x)
-        metrics["potential"] = float((net.potential(x) - truth).std() / truth.std())
-    return {name: value for name, value in metrics.items() if math.isfinite(value)}
-
-
-def _decibels(square: Tensor) -> float:
-    mean = float(square.mean())
-    return max(decibels(mean), _BEST_DB) if math.isfinite(mean) else _WORST_DB
-
-
-def asymmetry(net: nn.Module) -> dict[str, float]:
-    """The asymmetry of the Jacobian in float32 and, of the same network converted, in float64."""
-    x = unit_grid(8).flatten(0, 1)
-    double = copy.deepcopy(net).double()
-    return {
-        "asymmetry32": verify.symmetry_error(net, x),
-        "asymmetry64": verify.symmetry_error(double, x.double()),
-    }
+    metrics = measure(config, target, net, statistics.fmean(failed))
+    seconds = sum(record.seconds for record in tried)
+    return _Learned(net, count_parameters(net), metrics, asymmetry(net), failed, seconds, result.history)

@@ -95,6 +95,29 @@ class _Nested:
         return self.kind.from_metrics(metrics)
 
 
+@dataclass(frozen=True)
+class _Keyed:
+    """Metrics by key, each of their numbers under key_ + its name."""
+
+    kind: type[Metrics]
+    keys: tuple[str, ...]
+
+    def write(self, name: str, value: Mapping[str, Metrics]) -> dict[str, float]:
+        written: dict[str, float] = {}
+        for key, metrics in value.items():
+            written |= {f"{key}_{each}": number for each, number in metrics.to_metrics().items()}
+        return written
+
+    def read(self, name: str, metrics: Mapping[str, float]) -> dict[str, Metrics]:
+        found: dict[str, Metrics] = {}
+        for key in self.keys:
+            prefix = f"{key}_"
+            own = {each.removeprefix(prefix): metrics[each] for each in metrics if each.startswith(prefix)}
+            if own:
+                found[key] = self.kind.from_metrics(own)
+        return found
+
+
 def series(prefix: str, *, first: int = 0) -> dict[str, Form]:
     """Metadata of a field of type ``tuple[float, ...]``."""
     return {_FORM: _Series(prefix, first)}
@@ -115,6 +138,11 @@ def nested(kind: type[Metrics]) -> dict[str, Form]:
     return {_FORM: _Nested(kind)}
 
 
+def keyed(kind: type[Metrics], keys: tuple[str, ...]) -> dict[str, Form]:
+    """Metadata of a field of type ``Mapping[str, kind]``, with all keys that there can be."""
+    return {_FORM: _Keyed(kind, keys)}
+
+
 M = TypeVar("M", bound="Metrics")
 
 
@@ -123,7 +151,7 @@ class Metrics:
     """What was measured of one part.
 
     A field of type ``float`` is a number that every part has, ``float | None`` one that some parts do not have. Further
-    forms are the metadata :func:`series`, :func:`group`, :func:`choice` and :func:`nested`.
+    forms are the metadata :func:`series`, :func:`group`, :func:`choice`, :func:`nested` and :func:`keyed`.
 
     >>> from dataclasses import field
     >>> @dataclass(frozen=True, kw_only=True)
