@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -11,14 +12,64 @@ from matplotlib import colormaps
 from nablanets.errors import unknown_name
 from nablanets.fitting.loop import Report
 from nablanets.parameters import count_parameters
-from nablanets_studies.dynamics.molecule_arms import METHODS, OURS, MoleculeConfig, train
-from nablanets_studies.dynamics.molecule_measures import measure, molecular_dynamics
-from nablanets_studies.dynamics.molecule_measures import scan_energies as energies_along
+from nablanets_studies.dynamics.molecule_arms import METHODS, MoleculeArm, MoleculeConfig, train
+from nablanets_studies.dynamics.molecule_measures import MoleculeMetrics, measure, molecular_dynamics, scan_energies
 from nablanets_studies.machinery.base import Column, Experiment, PartResult, Picture, Sheet
-from nablanets_studies.machinery.findings import Summary, listing, lowest, sheet, summaries
+from nablanets_studies.machinery.metrics import Best, Measured, ValueColumn, measured, sheet_of, summaries_of
 from nablanets_studies.machinery.plots import panels
 from nablanets_studies.machinery.store import RunFolder
 from nablanets_studies.problems.molecules import load_ethanol
+
+MoleculeResults = list[Measured[MoleculeMetrics]]
+
+#: A full turn that takes less work than this, in meV, is that of a conservative field.
+_NO_WORK = 1e-3
+
+
+@dataclass(frozen=True)
+class ForceComparison:
+    """The least force error of our gradient networks and of the others, from so many frames."""
+
+    frames: int
+    ours: Best
+    peer: Best
+
+    @property
+    def ratio(self) -> float:
+        """How many times larger that of the others is."""
+        return self.peer.value.mean / self.ours.value.mean
+
+
+@dataclass(frozen=True)
+class MoleculeFindings:
+    """What follows from the numbers of a run.
+
+    Attributes:
+        forces: for each number of frames for which there are both sides.
+        frames: the largest number of frames, which the rest is about.
+        conservative: arms with which a full turn takes no work.
+        others: the other arms, and the work in meV.
+        best_energy: the arm of the least error of energies.
+        worst_drift: the arm whose energy drifts most.
+    """
+
+    forces: list[ForceComparison]
+    frames: int
+    conservative: list[str]
+    others: list[Best]
+    best_energy: Best | None
+    worst_drift: Best | None
+
+
+_CHECKS: list[ValueColumn[MoleculeMetrics]] = [
+    ValueColumn("work of a full turn [meV]", lambda metrics: metrics.turn_work, ".1e"),
+    ValueColumn("random loops", lambda metrics: metrics.loop, ".0e"),
+    ValueColumn("rotated frames", lambda metrics: metrics.rotation, ".0e"),
+    ValueColumn("energy drift [meV/ps]", lambda metrics: metrics.dynamics.drift, ".2f"),
+    ValueColumn("heating [K/ps]", lambda metrics: metrics.dynamics.heating, ".1f"),
+    ValueColumn("whole", lambda metrics: metrics.dynamics.whole, ".2f"),
+    ValueColumn("rate", lambda metrics: metrics.rate, ".0e"),
+]
 
 
 class MoleculeExperiment(Experiment[MoleculeConfig]):
@@ -26,21 +77,13 @@ class MoleculeExperiment(Experiment[MoleculeConfig]):
 
     name = "molecule"
     summary = "Learn the force field of ethanol (GFN2-xTB) from forces; recover its energies; run molecular dynamics."
+    template = "molecule.md.j2"
     columns = (
         Column("force_mae", "force MAE [meV/A]", ".1f"),
         Column("force_rmse", "RMSE", ".1f"),
         Column("energy_mae", "energy MAE [meV]", ".1f"),
         Column("hydroxyl_rmse", "OH scan [meV]", ".1f"),
         Column("methyl_rmse", "CH3 scan [meV]", ".1f"),
-    )
-    _checks = (
-        Column("turn_work", "work of a full turn [meV]", ".1e"),
-        Column("loop", "random loops", ".0e"),
-        Column("rotation", "rotated frames", ".0e"),
-        Column("drift", "energy drift [meV/ps]", ".2f"),
-        Column("heating", "heating [K/ps]", ".1f"),
-        Column("whole", "whole", ".2f"),
-        Column("rate", "rate", ".0e"),
     )
     presets = {  # noqa: RUF012
         "quick": MoleculeConfig(
@@ -61,64 +104,48 @@ class MoleculeExperiment(Experiment[MoleculeConfig]):
     def arms(self, config: MoleculeConfig) -> list[str]:
         return list(self._arms(config))
 
-    def _arms(self, config: MoleculeConfig) -> dict[str, tuple[str, int]]:
+    def _arms(self, config: MoleculeConfig) -> dict[str, MoleculeArm]:
         for method in config.methods:
             if method not in METHODS:
                 raise unknown_name("method", method, METHODS)
-        return {f"{method}-{n}": (method, n) for n in config.frames for method in config.methods}
+        arms = [MoleculeArm(METHODS[method], frames) for frames in config.frames for method in config.methods]
+        return {arm.name: arm for arm in arms}
 
     def run_part(self, config: MoleculeConfig, arm: str, seed: int, report: Report) -> PartResult:
-        method, count = self._arms(config)[arm]
         data = load_ethanol()
-        trained = train(config, method, data, count, seed)
+        trained = train(config, self._arms(config)[arm], data, seed)
         for row in trained.history:
             report(row)
-        metrics = measure(config, trained.net, data, seed)
-        if trained.rate:
-            metrics["rate"] = trained.rate
-        return PartResult(trained.net, count_parameters(trained.net), trained.seconds, metrics)
+        metrics = measure(config, trained, data, seed)
+        return PartResult(trained.net, count_parameters(trained.net), trained.seconds, metrics.to_metrics())
 
     def sheets(self, config: MoleculeConfig, run: RunFolder) -> list[Sheet]:
-        return [sheet("What holds by construction, and dynamics", self._checks, run.rows())]
+        results = measured(run.rows(), MoleculeMetrics)
+        return [sheet_of("What holds by construction, and dynamics", _CHECKS, results)]
 
-    def conclusions(self, config: MoleculeConfig, run: RunFolder) -> list[str]:
-        texts = [text for n in config.frames for text in _forces(run, config, n)]
-        return texts + _physics(run, config, max(config.frames))
-
-    def notes(self, config: MoleculeConfig) -> list[str]:
-        return [
-            "Ethanol by GFN2-xTB: seven independent Langevin trajectories at 500 K, frames 25 fs apart; four for training, "
-            "one for validation, two for tests (scripts/ethanol.py made the file). Forces are learned, energies never. "
-            "This experiment is ours, not the papers'. The forces of the test frames have a root mean square of 1.2 eV/A.",
-            "All but direct-positions see the 36 inverse distances of the atoms, standardised, averaged over the 12 "
-            "exchanges of hydrogens of one carbon, and give forces through the distances: translation, rotation and "
-            "exchange are built in. gradnet-c and gradnet-m are gradient maps there (f = J'g); mlp-potential is the gradient "
-            "of a scalar network (softplus, two layers), the usual energy model; direct-pairs has a network with 36 free "
-            "outputs in place of g, so it is equivariant but not conservative; direct-positions maps 27 coordinates to "
-            "27 forces. All have at most gradnet-c's number of parameters, the same frames "
-            f"and {config.steps} steps of Adam (batch {config.batch_size}, cosine) for each of the rates {config.rates}; "
-            "validation chooses the rate. Seconds are those of the fit with that rate. random-ridge is a gradnet-c with "
-            f"{config.random_features} random directions of which only the outer coefficients are fitted, in closed form; "
-            "it takes no part in the equality of time or size.",
-            "Seeds differ in initial weights, batches and training frames, and share the test frames. "
-            "Force errors: mean absolute and root mean square over components. Energies: minus the potential against "
-            "GFN2-xTB after removing the median difference, which forces cannot know. Scans: the hydroxyl or methyl "
-            "group of the relaxed trans conformer turned rigidly; energy by the work of the learned forces along it, "
-            "with the mean difference removed. Work of a full turn: root mean square over full turns of both groups from "
-            "eight test frames, which a conservative force does none of. Rotated frames: relative root mean square of f(Rx) - R f(x).",
-            f"Molecular dynamics: {config.trajectories} molecules from test frames, Maxwell-Boltzmann velocities at 500 K, "
-            f"Verlet with {config.femtoseconds} fs for {config.picoseconds} ps at constant energy, float64. Drift: mean "
-            "absolute change of a molecule's total energy per ps, which only a force with a potential has. Heating: rise of "
-            "the mean kinetic temperature from the first to the second half, per ps, with the fluctuations of few "
-            "molecules. Whole: fraction of molecules that have not fallen apart.",
-            "The networks' form (softplus, inverse distances, one layer of 256 units) comes from trial runs on 200 frames "
-            "that looked at test errors; softplus also became the activation of the baselines, for which tanh was much worse.",
-        ]
+    def findings(self, config: MoleculeConfig, run: RunFolder) -> MoleculeFindings:
+        arms = self._arms(config)
+        results = measured(run.rows(), MoleculeMetrics)
+        compared = [_compare_forces(arms, results, frames) for frames in config.frames]
+        most = max(config.frames)
+        largest = [result for result in results if arms[result.arm].frames == most]
+        work = summaries_of(largest, lambda metrics: metrics.turn_work)
+        energy = summaries_of(largest, lambda metrics: metrics.energy_mae)
+        drift = summaries_of(largest, lambda metrics: metrics.dynamics.drift)
+        return MoleculeFindings(
+            forces=[comparison for comparison in compared if comparison is not None],
+            frames=most,
+            conservative=[arm for arm, value in work.items() if value.mean < _NO_WORK],
+            others=[Best(arm, value) for arm, value in work.items() if not value.mean < _NO_WORK],
+            best_energy=Best.of(energy) if energy else None,
+            worst_drift=Best.highest(drift) if drift else None,
+        )
 
     def pictures(self, config: MoleculeConfig, run: RunFolder) -> Iterator[Picture]:
-        yield _learning(config, run)
-        arms = [f"{m}-{max(config.frames)}" for m in config.methods]
-        arms = [arm for arm in arms if (arm, 0) in run.finished()]
+        yield _learning(self._arms(config), measured(run.rows(), MoleculeMetrics))
+        most = max(config.frames)
+        finished = run.finished()
+        arms = [name for name, arm in self._arms(config).items() if arm.frames == most and (name, 0) in finished]
         if not arms:
             return
         models = {arm: run.load_model(arm, 0).double().requires_grad_(False) for arm in arms}
@@ -127,57 +154,34 @@ class MoleculeExperiment(Experiment[MoleculeConfig]):
         yield _dynamics(config, models)
 
 
-def _forces(run: RunFolder, config: MoleculeConfig, frames: int) -> list[str]:
-    found = summaries((row for row in run.rows() if row.arm.endswith(f"-{frames}")), "force_mae")
-    ours = {arm: s for arm, s in found.items() if arm.removesuffix(f"-{frames}") in OURS}
-    peers = {arm: s for arm, s in found.items() if arm not in ours}
+def _compare_forces(arms: Mapping[str, MoleculeArm], results: MoleculeResults, frames: int) -> ForceComparison | None:
+    """The best of ours and the best of the others; None if either is missing."""
+    same = [result for result in results if arms[result.arm].frames == frames]
+    errors = summaries_of(same, lambda metrics: metrics.force_mae)
+    ours = {arm: value for arm, value in errors.items() if arms[arm].method.ours}
+    peers = {arm: value for arm, value in errors.items() if not arms[arm].method.ours}
     if not ours or not peers:
-        return []
-    best, peer = lowest(ours), lowest(peers)
-    text = (
-        f"{frames} frames: {best} has the least force error of the gradient networks, {ours[best].text()} meV/A; of the "
-        f"others {peer} has {peers[peer].text()}: {_ratio(ours[best], peers[peer])}."
-    )
-    return [text]
+        return None
+    return ForceComparison(frames, Best.of(ours), Best.of(peers))
 
 
-def _ratio(ours: Summary, theirs: Summary) -> str:
-    ratio = theirs.mean / ours.mean
-    return f"{ratio:.2f} times as much" if ratio >= 1 else f"{1 / ratio:.2f} times less"
-
-
-def _physics(run: RunFolder, config: MoleculeConfig, frames: int) -> list[str]:
-    rows = [row for row in run.rows() if row.arm.endswith(f"-{frames}")]
-    work, energy, drift = (summaries(rows, metric) for metric in ("turn_work", "energy_mae", "drift"))
-    conservative = [arm for arm, s in work.items() if s.mean < 1e-3]
-    others = [f"{arm} ({s.mean:.0f} meV)" for arm, s in work.items() if arm not in conservative]
-    texts = [
-        f"A full turn of a group takes less than 1e-3 meV of work with {listing(conservative)}; it is not zero with "
-        f"{listing(others)}."
-    ]
-    if energy:
-        best = lowest(energy)
-        texts.append(
-            f"Energies recovered from {frames} frames of forces alone: {best} has a mean absolute error of "
-            f"{energy[best].text()} meV on test frames, whose energies have a standard deviation of about 210 meV."
-        )
-    if drift:
-        worst = max(drift, key=lambda arm: drift[arm].mean)
-        texts.append(f"No conservative field drifts by more than {drift[worst].mean:.2f} meV/ps ({worst}).")
-    return texts
-
-
-def _learning(config: MoleculeConfig, run: RunFolder) -> Picture:
+def _learning(arms: Mapping[str, MoleculeArm], results: MoleculeResults) -> Picture:
+    """Errors against the number of training frames, one line for each method."""
+    force = summaries_of(results, lambda metrics: metrics.force_mae)
+    energy = summaries_of(results, lambda metrics: metrics.energy_mae)
     figure, axes = panels(1, 2, width=4.5, height=3.8)
-    titles = [("force_mae", "force MAE [meV/A]"), ("energy_mae", "energy MAE [meV]")]
-    for ax, (metric, title) in zip(axes, titles, strict=True):
-        found = summaries(run.rows(), metric)
-        for k, method in enumerate(config.methods):
-            points = [(n, found[arm]) for n in config.frames if (arm := f"{method}-{n}") in found]
+    methods = list(dict.fromkeys(arm.method.name for arm in arms.values()))
+    for ax, found, title in ((axes[0], force, "force MAE [meV/A]"), (axes[1], energy, "energy MAE [meV]")):
+        for k, method in enumerate(methods):
+            points = [
+                (arm.frames, found[name]) for name, arm in arms.items() if arm.method.name == method and name in found
+            ]
             if points:
-                means, spreads = ([getattr(s, name) for _, s in points] for name in ("mean", "deviation"))
+                frames = [count for count, _ in points]
+                means = [value.mean for _, value in points]
+                spreads = [value.deviation for _, value in points]
                 color = colormaps["tab10"](k)
-                ax.errorbar([n for n, _ in points], means, spreads, marker="o", capsize=3, label=method, color=color)
+                ax.errorbar(frames, means, spreads, marker="o", capsize=3, label=method, color=color)
         ax.set(xscale="log", yscale="log", xlabel="frames", ylabel=title)
         ax.grid(alpha=0.3, which="both")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", fontsize="small")
@@ -202,7 +206,7 @@ def _scans(models: dict[str, torch.nn.Module]) -> Picture:
         angle = np.linspace(0, 360, len(scan.energies))
         ax.plot(angle, 1000 * (scan.energies - scan.energies.mean()), color="0.6", linewidth=3, label="GFN2-xTB")
         for arm, net in models.items():
-            energies = energies_along(net, scan)
+            energies = scan_energies(net, scan)
             ax.plot(angle, 1000 * (energies - energies.mean()), linewidth=1, label=arm)
         ax.set(title=f"{name} turned", xlabel="degrees", ylabel="energy [meV]", ylim=(-150, 150))
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", fontsize="small")
@@ -213,8 +217,8 @@ def _dynamics(config: MoleculeConfig, models: dict[str, torch.nn.Module]) -> Pic
     figure, axes = panels(1, 1, width=6, height=3.6)
     data = load_ethanol()
     for arm, net in models.items():
-        _, times, energy = molecular_dynamics(config, net, data, 0)
-        axes[0].plot(times, energy - energy[0], label=arm)
+        found = molecular_dynamics(config, net, data, 0)
+        axes[0].plot(found.times, found.energy - found.energy[0], label=arm)
     axes[0].set(xlabel="ps", ylabel="change of mean energy [meV]", yscale="symlog")
     axes[0].legend(fontsize="small")
     caption = (

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,33 +13,95 @@ from nablanets import verify
 from nablanets.dynamics import SecondOrder, integrate
 from nablanets.maps import GradientMap, pair_distances
 from nablanets.quadrature import line_integral
-from nablanets_studies.dynamics.molecule_arms import ATOMS, MoleculeConfig
+from nablanets_studies.dynamics.molecule_arms import ATOMS, MoleculeConfig, Trained
+from nablanets_studies.machinery.metrics import Metrics, nested
 from nablanets_studies.problems.molecules import BOLTZMANN, MASS_UNIT, TURNS, Ethanol, Frames, Scan, turned
 
+#: meV per eV, and fs per ps.
+_MILLI = 1000
+#: Frames that go through a network at a time, for memory.
+_FRAMES_AT_ONCE = 100
+#: Temperature of the trajectories that the frames come from, and of ours.
+_KELVIN = 500
+#: States of a trajectory that are kept.
+_RECORDED = 101
 #: A molecule has fallen apart when two of its atoms are this far from each other (in angstrom; 4.4 at most in the data).
 _BROKEN = 7.0
 
 
-def measure(config: MoleculeConfig, net: nn.Module, data: Ethanol, seed: int) -> dict[str, float]:
-    """Everything that is reported of a force field; see the notes of the experiment. Computed in float64."""
-    net = copy.deepcopy(net).double().requires_grad_(False)
+@dataclass(frozen=True, kw_only=True)
+class DynamicsMetrics(Metrics):
+    """Of molecular dynamics with the learned forces.
+
+    Attributes:
+        whole: fraction of molecules that have not fallen apart; if all have, there is nothing else.
+        heating: rise of the mean kinetic temperature from the first to the second half of the time, in K per ps.
+        drift: mean absolute change of a molecule's total energy, in meV per ps; None without a potential.
+    """
+
+    whole: float
+    heating: float | None = None
+    drift: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class MoleculeMetrics(Metrics):
+    """What is measured of a force field; errors are in meV and angstrom.
+
+    Attributes:
+        force_mae, force_rmse: mean absolute and root mean square error of the components of forces on test frames.
+        rotation: see :func:`rotation_error`.
+        loop: see :func:`random_loops`.
+        turn_work: see :func:`turn_work`.
+        hydroxyl_rmse, methyl_rmse: of the energies along the scans, without the mean difference.
+        energy_mae: mean absolute error of the energies of test frames, without the median difference; None without a
+            potential.
+        dynamics: of molecular dynamics.
+        rate: Adam's learning rate that validation chose; None for a closed form.
+    """
+
+    force_mae: float
+    force_rmse: float
+    rotation: float
+    loop: float
+    turn_work: float
+    hydroxyl_rmse: float
+    methyl_rmse: float
+    energy_mae: float | None = None
+    dynamics: DynamicsMetrics = field(metadata=nested(DynamicsMetrics))
+    rate: float | None = None
+
+
+def measure(config: MoleculeConfig, trained: Trained, data: Ethanol, seed: int) -> MoleculeMetrics:
+    """Everything that is reported of a force field. Computed in float64."""
+    net = copy.deepcopy(trained.net).double().requires_grad_(False)
     test = Frames(*(part[: config.test_frames].double() for part in data.test))
-    force_errors = 1000 * (torch.cat([net(x) for x in test.positions.split(100)]) - test.forces)
-    metrics = {
-        "force_mae": float(force_errors.abs().mean()),
-        "force_rmse": float(force_errors.square().mean().sqrt()),
-        "rotation": rotation_error(net, test.positions[:100]),
-        "loop": random_loops(net, test.positions),
-        "turn_work": turn_work(net, test.positions),
-    }
-    for name, scan in data.scans.items():
-        energies = scan_energies(net, scan)
-        metrics[f"{name}_rmse"] = 1000 * _centred(energies - scan.energies)
-    if isinstance(net, GradientMap):
-        energies = torch.cat([-net.potential(x) for x in test.positions.split(100)])
-        difference = 1000 * (energies - test.energies)
-        metrics["energy_mae"] = float((difference - difference.median()).abs().mean())
-    return metrics | molecular_dynamics(config, net, data, seed)[0]
+    predicted = torch.cat([net(x) for x in test.positions.split(_FRAMES_AT_ONCE)])
+    force_errors = _MILLI * (predicted - test.forces)
+    return MoleculeMetrics(
+        force_mae=float(force_errors.abs().mean()),
+        force_rmse=float(force_errors.square().mean().sqrt()),
+        rotation=rotation_error(net, test.positions[:100]),
+        loop=random_loops(net, test.positions),
+        turn_work=turn_work(net, test.positions),
+        hydroxyl_rmse=scan_error(net, data.scans["hydroxyl"]),
+        methyl_rmse=scan_error(net, data.scans["methyl"]),
+        energy_mae=energy_error(net, test) if isinstance(net, GradientMap) else None,
+        dynamics=molecular_dynamics(config, net, data, seed).metrics,
+        rate=trained.learning_rate,
+    )
+
+
+def energy_error(net: GradientMap, test: Frames) -> float:
+    """Mean absolute error of the energies of frames, without the median difference, in meV."""
+    energies = torch.cat([-net.potential(x) for x in test.positions.split(_FRAMES_AT_ONCE)])
+    difference = _MILLI * (energies - test.energies)
+    return float((difference - difference.median()).abs().mean())
+
+
+def scan_error(net: nn.Module, scan: Scan) -> float:
+    """Root mean square error of the energies along a scan, without the mean difference, in meV."""
+    return _MILLI * _centred(scan_energies(net, scan) - scan.energies)
 
 
 def _centred(difference: Tensor) -> float:
@@ -85,33 +149,55 @@ def scan_energies(net: nn.Module, scan: Scan) -> Tensor:
     return -scan_work(net, scan.positions)
 
 
-def molecular_dynamics(
-    config: MoleculeConfig, net: nn.Module, data: Ethanol, seed: int
-) -> tuple[dict[str, float], Tensor, Tensor]:
-    """Verlet trajectories at constant energy: metrics, times in ps, and the mean total or kinetic energy in meV."""
-    generator = torch.Generator().manual_seed(seed)
-    masses = (MASS_UNIT * data.masses).repeat_interleave(3)
-    x = data.test.positions[
-        torch.randperm(len(data.test.positions), generator=generator)[: config.trajectories]
-    ].double()
-    v = (500 * BOLTZMANN / masses).sqrt() * torch.randn(x.shape, generator=generator, dtype=torch.float64)
+class Dynamics(NamedTuple):
+    """What is measured of trajectories, times in ps, and the mean total or kinetic energy at these times in meV."""
+
+    metrics: DynamicsMetrics
+    times: Tensor
+    energy: Tensor
+
+
+@torch.no_grad()
+def molecular_dynamics(config: MoleculeConfig, net: nn.Module, data: Ethanol, seed: int) -> Dynamics:
+    """Verlet trajectories at constant energy; the energy is the kinetic one for fields without a potential."""
+    masses = (MASS_UNIT * data.masses).repeat_interleave(3)  # (27,)
     system = SecondOrder(net, 3 * ATOMS, masses)
-    times = torch.linspace(0, 1000 * config.picoseconds, 101, dtype=torch.float64)
-    with torch.no_grad():
-        states = integrate(system, torch.cat([x, v], dim=-1), times, method="verlet", step=config.femtoseconds)
-        whole = _whole(states[..., :27]).all(dim=0)
-        kinetic = 1000 * system.kinetic_energy(states)
-        total = 1000 * system.energy(states) if isinstance(net, GradientMap) else kinetic
-    metrics = {"whole": float(whole.double().mean())}
-    if not bool(whole.any()):
-        return metrics, times / 1000, total.mean(dim=1)
-    kinetic, total = kinetic[:, whole], total[:, whole]
-    half = len(times) // 2
+    times = torch.linspace(0, _MILLI * config.picoseconds, _RECORDED, dtype=torch.float64)  # fs
+    start = _thermal_states(config, data, masses, seed)
+    states = integrate(system, start, times, method="verlet", step=config.femtoseconds)  # (times, molecules, 54)
+    whole = _whole(states[..., : 3 * ATOMS]).all(dim=0)  # (molecules,)
+    kinetic = _MILLI * system.kinetic_energy(states)  # (times, molecules)
+    conservative = isinstance(net, GradientMap)
+    total = _MILLI * system.energy(states) if conservative else kinetic
+    heating = None
+    drift = None
+    if bool(whole.any()):
+        kinetic = kinetic[:, whole]
+        total = total[:, whole]
+        heating = _heating(kinetic, config.picoseconds)
+        if conservative:
+            drift = float((total[-10:].mean(dim=0) - total[:10].mean(dim=0)).abs().mean() / config.picoseconds)
+    metrics = DynamicsMetrics(whole=float(whole.double().mean()), heating=heating, drift=drift)
+    return Dynamics(metrics, times / _MILLI, total.mean(dim=1))
+
+
+def _thermal_states(config: MoleculeConfig, data: Ethanol, masses: Tensor, seed: int) -> Tensor:
+    """Test frames with velocities of the Maxwell-Boltzmann distribution at 500 K, (molecules, 54)."""
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(data.test.positions), generator=generator)
+    x = data.test.positions[order[: config.trajectories]].double()
+    speed = (_KELVIN * BOLTZMANN / masses).sqrt()  # (27,), standard deviation of each component
+    v = speed * torch.randn(x.shape, generator=generator, dtype=torch.float64)
+    return torch.cat([x, v], dim=-1)
+
+
+def _heating(kinetic: Tensor, picoseconds: float) -> float:
+    """Rise of the mean kinetic temperature from the first to the second half, in K per ps, of energies in meV."""
+    half = len(kinetic) // 2
     rise = kinetic[half:].mean() - kinetic[:half].mean()
-    metrics["heating"] = float(rise / 1000 / (13.5 * BOLTZMANN) / (config.picoseconds / 2))
-    if isinstance(net, GradientMap):
-        metrics["drift"] = float((total[-10:].mean(dim=0) - total[:10].mean(dim=0)).abs().mean() / config.picoseconds)
-    return metrics, times / 1000, total.mean(dim=1)
+    degrees_of_freedom = 3 * ATOMS
+    kelvin = rise / _MILLI / (degrees_of_freedom / 2 * BOLTZMANN)
+    return float(kelvin / (picoseconds / 2))
 
 
 def _whole(x: Tensor) -> Tensor:

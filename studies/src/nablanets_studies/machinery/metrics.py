@@ -222,7 +222,7 @@ def summaries_of(results: Iterable[Measured[M]], value: Callable[[M], float | No
 
 @dataclass(frozen=True)
 class Best:
-    """The arm of the least mean of some value, and that value."""
+    """The arm of the least mean of some value (or of the highest), and that value."""
 
     arm: str
     value: Summary
@@ -230,6 +230,11 @@ class Best:
     @classmethod
     def of(cls, values: Mapping[str, Summary]) -> Best:
         arm = lowest(values)
+        return cls(arm, values[arm])
+
+    @classmethod
+    def highest(cls, values: Mapping[str, Summary]) -> Best:
+        arm = max(values, key=lambda each: values[each].mean)
         return cls(arm, values[arm])
 
 
