@@ -9,8 +9,8 @@ from torch.testing import assert_close
 from nablanets import verify
 from nablanets.fitting import decibels, error
 from nablanets.pieces import fit_pieces, identify_pieces
+from nablanets.pieces.clusters import cluster
 from nablanets.pieces.gating import Gate
-from nablanets.pieces.kplanes import cluster
 from nablanets_studies.baselines import AffineField
 from nablanets_studies.problems.fields import ConvexField, NonconvexField, unit_grid
 from nablanets_studies.problems.nonsmooth import L1Norm, MaxAffine, Staircase

@@ -13,9 +13,19 @@ from nablanets.maps import GradientMap, GradNetMixture, Pullback, Quadratic
 from nablanets.pieces.identify import Pieces, identify_pieces
 from nablanets.pieces.offsets import compare, find_offsets
 
-# Sharpnesses that are tried, in units of one over the spread of the potentials' differences.
-_SHARPNESS = [10.0 ** (k / 2) for k in range(-2, 17)]
+# Sharpnesses that are tried, in units of one over the spread of the potentials' differences: 0.1, 0.32, ..., 1e8.
+_SHARPNESSES = [10.0 ** (k / 2) for k in range(-2, 17)]
+# Sharpnesses with errors within this factor of the least are as good, and the largest of them is taken.
+_AS_GOOD = 1.01
+# Errors below this share of the pieces' mean error are rounding.
+_ROUNDING = 1e-12
+# Samples that are evaluated at once with all pieces, to bound the memory.
 _CHUNK = 4096
+# Eigenvalues of the shared factor's square are raised to this share of the largest, so that it can be inverted.
+_LEAST_EIGENVALUE = 1e-24
+# The least curvature of a monotone piece along a direction of the shared factor.
+_LEAST_CURVATURE = 1e-12
+_TINY = 1e-300
 
 
 @dataclass(frozen=True)
@@ -62,10 +72,15 @@ def fit_pieces(
     >>> len(found), net.monotone
     (2, True)
     """
-    found = [identify_pieces(x, g, count, seed=seed) for count in dict.fromkeys((pieces, 1))]
-    built = [(*mixture_from_pieces(p, x, g, parameters=parameters, monotone=monotone), p) for p in found]
-    net, gate, best = min(built, key=lambda entry: entry[1].error)
-    return net, best, gate
+    found = identify_pieces(x, g, pieces, seed=seed)
+    net, gate = mixture_from_pieces(found, x, g, parameters=parameters, monotone=monotone)
+    if pieces == 1:
+        return net, found, gate
+    affine = identify_pieces(x, g, 1, seed=seed)
+    affine_net, affine_gate = mixture_from_pieces(affine, x, g, parameters=parameters, monotone=monotone)
+    if affine_gate.error < gate.error:
+        return affine_net, affine, affine_gate
+    return net, found, gate
 
 
 def mixture_from_pieces(
@@ -80,15 +95,34 @@ def mixture_from_pieces(
     Raises:
         InvalidInputError: the limit of parameters is too low for even one shared direction.
     """
-    d, count = x.shape[1], len(pieces)
     if monotone:
-        pieces = replace(pieces, matrices=torch.stack([_positive(a) for a in pieces.matrices]))
-    if parameters is None or count * (d * d + 2 * d) + 2 * d + count + 1 <= parameters:
-        gate = fit_gate(pieces, x, g)
-        experts = [
-            Quadratic.from_matrix(a, v, monotone=monotone) for a, v in zip(pieces.matrices, pieces.values, strict=True)
-        ]
-        return _assemble(experts, gate, torch.ones_like(pieces.centre), -pieces.centre, x, trainable=False), gate
+        projected = [_nearest_semidefinite(matrix) for matrix in pieces.matrices]
+        pieces = replace(pieces, matrices=torch.stack(projected))
+    if parameters is None or _stored_by_full_matrices(pieces) <= parameters:
+        return _mixture_of_full_matrices(pieces, x, g, monotone=monotone)
+    return _mixture_with_shared_factor(pieces, x, g, parameters, monotone=monotone)
+
+
+def _stored_by_full_matrices(pieces: Pieces) -> int:
+    """Per piece a matrix, two vectors and an offset; in common two vectors and the sharpness."""
+    count, d = pieces.values.shape
+    return count * (d * d + 2 * d + 1) + 2 * d + 1
+
+
+def _mixture_of_full_matrices(pieces: Pieces, x: Tensor, g: Tensor, *, monotone: bool) -> tuple[GradientMap, Gate]:
+    gate = fit_gate(pieces, x, g)
+    experts = []
+    for matrix, value in zip(pieces.matrices, pieces.values, strict=True):
+        experts.append(Quadratic.from_matrix(matrix, value, monotone=monotone))
+    ones = torch.ones_like(pieces.centre)
+    return _assemble(experts, gate, ones, -pieces.centre, x, trainable=False), gate
+
+
+def _mixture_with_shared_factor(
+    pieces: Pieces, x: Tensor, g: Tensor, parameters: int, *, monotone: bool
+) -> tuple[GradientMap, Gate]:
+    """f_k = V^T (c_k V (x - centre) + s_k) with as many rows of V as the limit of parameters allows."""
+    count, d = pieces.values.shape
     width = (parameters - count - 1) // (d + 1 + 2 * count)
     if width < 1:
         raise InvalidInputError(
@@ -96,15 +130,19 @@ def mixture_from_pieces(
             f"expected at least {d + 2 + 3 * count}."
         )
     factor, curvatures, slopes = shared_factor(pieces, min(width, d), monotone=monotone)
-    matrices = (factor.mT * curvatures.unsqueeze(1)) @ factor
-    gate = fit_gate(replace(pieces, matrices=matrices, values=slopes @ factor), x, g)
-    experts = [Quadratic.from_diagonal(c, s, monotone=monotone) for c, s in zip(curvatures, slopes, strict=True)]
+    matrices = (factor.mT * curvatures.unsqueeze(1)) @ factor  # (K, d, d)
+    approximate = replace(pieces, matrices=matrices, values=slopes @ factor)
+    gate = fit_gate(approximate, x, g)
+    experts = []
+    for curvature, slope in zip(curvatures, slopes, strict=True):
+        experts.append(Quadratic.from_diagonal(curvature, slope, monotone=monotone))
     return _assemble(experts, gate, factor, -factor @ pieces.centre, x, trainable=True), gate
 
 
-def _positive(matrix: Tensor) -> Tensor:
-    """The nearest positive semidefinite matrix."""
-    if int(torch.linalg.cholesky_ex(matrix).info) == 0:
+def _nearest_semidefinite(matrix: Tensor) -> Tensor:
+    """The nearest positive semidefinite matrix in the Frobenius norm (Higham, 1988)."""
+    _, info = torch.linalg.cholesky_ex(matrix)
+    if int(info) == 0:
         return matrix
     values, vectors = torch.linalg.eigh(matrix)
     return (vectors * values.clamp(min=0)) @ vectors.mT
@@ -113,6 +151,7 @@ def _positive(matrix: Tensor) -> Tensor:
 def _assemble(
     experts: list[Quadratic], gate: Gate, matrix: Tensor, offset: Tensor, like: Tensor, *, trainable: bool
 ) -> GradientMap:
+    """The gated mixture of experts, pulled back by x -> matrix x + offset."""
     mixture = GradNetMixture(experts, gate.sharpness)
     with torch.no_grad():
         mixture.offset.copy_(gate.offsets)
@@ -122,10 +161,14 @@ def _assemble(
 def shared_factor(pieces: Pieces, width: int, *, monotone: bool = True) -> tuple[Tensor, Tensor, Tensor]:
     r"""One factor for all pieces: A_k ~ V^T diag(c_k) V and v_k ~ V^T s_k, with d numbers per direction instead of K d.
 
-    With R^T R the square root of the mean of A_k^2, restricted to its ``width`` largest eigenvalues, V = O^T R, where O
-    are the eigenvectors of a difference of two of the :math:`R^{-T} A_k R^{-1}`: of the one whose eigenvectors make all
-    of them most nearly diagonal. Exact for two pieces at full width, and near where the pieces nearly commute after
-    this congruence.
+    1. R^T R is the square root of the mean of A_k^2, restricted to its ``width`` largest eigenvalues: the size that
+       the pieces have on average.
+    2. Relative to it the pieces are :math:`B_k = R^{-T} A_k R^{-1}`. The eigenvectors O of a difference of two of them
+       make both nearly diagonal; of all pairs, the one whose O makes all B_k most nearly diagonal is taken.
+    3. V = O^T R, and c_k is the diagonal of O^T B_k O.
+
+    Exact for two pieces at full width, and near where the pieces nearly commute after this congruence. (Our choice; a
+    joint diagonalisation without iteration.)
 
     Args:
         pieces: of them matrices and values.
@@ -135,40 +178,77 @@ def shared_factor(pieces: Pieces, width: int, *, monotone: bool = True) -> tuple
     Returns:
         V (width, d), c (K, width), s (K, width).
     """
-    values, vectors = torch.linalg.eigh(torch.stack([a @ a for a in pieces.matrices]).mean(dim=0))
-    scale = values[-width:].clamp(min=1e-24 * float(values[-1])).pow(0.25)
-    root, inverse = (vectors[:, -width:] * scale).mT, vectors[:, -width:] / scale
-    relative = inverse.mT @ pieces.matrices @ inverse
-    pairs = list(itertools.combinations(relative, 2)) or [(relative[0], torch.zeros_like(relative[0]))]
-    rotations = (torch.linalg.eigh(a - b).eigenvectors for a, b in pairs)
-    rotated = [(rotation, _diagonals(rotation.mT @ relative @ rotation)) for rotation in rotations]
-    rotation, curvatures = max(rotated, key=lambda pair: float(pair[1].square().sum()))
+    squares = torch.stack([matrix @ matrix for matrix in pieces.matrices])
+    values, vectors = torch.linalg.eigh(squares.mean(dim=0))
+    largest = vectors[:, -width:]  # (d, width)
+    floor = _LEAST_EIGENVALUE * float(values[-1])
+    scale = values[-width:].clamp(min=floor).pow(0.25)
+    root = (largest * scale).mT  # R, (width, d)
+    inverse = largest / scale  # R^{-1}, (d, width)
+    relative = inverse.mT @ pieces.matrices @ inverse  # B, (K, width, width)
+    rotation, curvatures = _most_diagonal(relative)
     slopes = pieces.values @ inverse @ rotation
-    return rotation.mT @ root, curvatures.clamp(min=1e-12) if monotone else curvatures, slopes
+    if monotone:
+        curvatures = curvatures.clamp(min=_LEAST_CURVATURE)
+    return rotation.mT @ root, curvatures, slopes
 
 
-def _diagonals(matrices: Tensor) -> Tensor:
-    return matrices.diagonal(dim1=-2, dim2=-1)
+def _most_diagonal(matrices: Tensor) -> tuple[Tensor, Tensor]:
+    """The rotation that makes matrices most nearly diagonal, of the eigenvectors of their differences; and diagonals.
+
+    Args:
+        matrices: B, symmetric, (K, w, w).
+
+    Returns:
+        O, (w, w), and the diagonals of O^T B_k O, (K, w).
+    """
+    differences = [first - second for first, second in itertools.combinations(matrices, 2)]
+    if not differences:
+        differences = [matrices[0]]
+    candidates = []
+    for difference in differences:
+        rotation = torch.linalg.eigh(difference).eigenvectors
+        diagonals = (rotation.mT @ matrices @ rotation).diagonal(dim1=-2, dim2=-1)
+        candidates.append((rotation, diagonals))
+    # The Frobenius norm does not change under rotation, so the largest diagonals leave the least beside them.
+    return max(candidates, key=lambda candidate: float(candidate[1].square().sum()))
 
 
 def fit_gate(pieces: Pieces, x: Tensor, g: Tensor) -> Gate:
     """Offsets and sharpness with which the maximum of the pieces' potentials reproduces the samples best.
 
-    See :func:`~nablanets.pieces.offsets.find_offsets`. The sharpness is the one of least error on a grid, the largest
-    where it makes no difference.
+    The offsets are those of the hard maximum, see :mod:`nablanets.pieces.offsets`. The sharpness is the one of least
+    error on a grid, the largest where it makes no difference.
     """
-    parts = [compare(pieces, a, b) for a, b in zip(x.double().split(_CHUNK), g.double().split(_CHUNK), strict=True)]
-    potentials, products = (torch.cat(columns) for columns in zip(*parts, strict=True))
-    errors = _diagonals(products)
-    offsets = find_offsets(pieces, potentials, errors, x.double())
+    x = x.double()
+    potentials, products = _compare_in_chunks(pieces, x, g.double())
+    errors = products.diagonal(dim1=-2, dim2=-1)  # (n, K)
+    offsets = find_offsets(pieces, potentials, errors, x)
     scores = potentials + offsets
-    unit = 1 / float((scores - scores.mean(dim=1, keepdim=True)).std().clamp(min=1e-30)) if len(pieces) > 1 else 1.0
-    tried = [(_soft_error(scores * (t * unit), products), t * unit) for t in _SHARPNESS]
-    least = min(error for error, _ in tried)
-    same = 1.01 * least + 1e-12 * float(errors.mean())
-    sharpness = max(t for error, t in tried if error <= same)
+    unit = 1.0
+    if len(pieces) > 1:
+        spread = (scores - scores.mean(dim=1, keepdim=True)).std()
+        unit = 1 / float(spread.clamp(min=1e-30))
+    tried = []
+    for factor in _SHARPNESSES:
+        sharpness = factor * unit
+        tried.append((sharpness, _soft_error(scores * sharpness, products)))
+    least = min(error for _, error in tried)
+    acceptable = _AS_GOOD * least + _ROUNDING * float(errors.mean())
+    sharpest = max(sharpness for sharpness, error in tried if error <= acceptable)
     variance = float((g - g.mean(dim=0)).double().square().sum(dim=1).mean())
-    return Gate(offsets, sharpness, least, least / max(variance, 1e-300))
+    return Gate(offsets, sharpest, least, least / max(variance, _TINY))
+
+
+def _compare_in_chunks(pieces: Pieces, x: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+    """Potentials (n, K) and products of errors (n, K, K), see :func:`~nablanets.pieces.offsets.compare`."""
+    potentials = []
+    products = []
+    for x_part, g_part in zip(x.split(_CHUNK), g.split(_CHUNK), strict=True):
+        part = compare(pieces, x_part, g_part)
+        potentials.append(part[0])
+        products.append(part[1])
+    return torch.cat(potentials), torch.cat(products)
 
 
 def _soft_error(scores: Tensor, products: Tensor) -> float:

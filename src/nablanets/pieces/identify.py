@@ -9,16 +9,23 @@ import torch
 from torch import Tensor
 
 from nablanets.errors import InvalidInputError, ShapeError, check_finite, check_points, check_positive_int
+from nablanets.pieces.clusters import find_clusters
 from nablanets.pieces.kplanes import PlaneSearch
+from nablanets.pieces.regression import symmetric_regression
 
-# The search uses at most this many samples per piece: so many, and so many per feature.
-_FEW, _PER_FEATURE = 200, 4
-# Constant pieces are taken if they leave at most so many times what affine ones do, or what counts as rounding.
-_CONSTANT, _ROUNDING = 3.0, 1e-12
-# Rounds of the final refinement.
-_REFINEMENTS = 10
-# Samples that are evaluated at once, with all pieces.
+# Samples per piece that the search uses at most: this many, and...
+_SEARCH_SAMPLES = 200
+# ...this many more for each feature, so that every affine fit is overdetermined.
+_SEARCH_SAMPLES_PER_FEATURE = 4
+# Constant pieces are taken if they leave at most this many times what affine ones leave, which are more flexible.
+_CONSTANT_IS_AS_GOOD = 3.0
+# A share of the variance that counts as rounding in float64.
+_ROUNDING = 1e-12
+# Rounds of the final refinement, at most.
+_NUM_REFINEMENTS = 10
+# Samples that are evaluated at once with all pieces, to bound the memory.
 _CHUNK = 4096
+_TINY = 1e-300
 
 
 @dataclass(frozen=True)
@@ -51,24 +58,24 @@ class Pieces:
 
     def squared_errors(self, x: Tensor, g: Tensor) -> Tensor:
         """||f_k - g||^2 at samples (n, d), (n, K)."""
-        parts = zip(x.split(_CHUNK), g.split(_CHUNK), strict=True)
-        return torch.cat([(self.gradients(a) - b).square().sum(dim=2).mT for a, b in parts])
+        parts = []
+        for x_part, g_part in zip(x.split(_CHUNK), g.split(_CHUNK), strict=True):
+            differences = self.gradients(x_part) - g_part  # (K, chunk, d)
+            parts.append(differences.square().sum(dim=2).mT)
+        return torch.cat(parts)
 
 
 def identify_pieces(x: Tensor, g: Tensor, pieces: int = 3, *, searches: int = 3, seed: int = 0) -> Pieces:
-    r"""The affine pieces of a piecewise affine gradient, by k-planes.
+    r"""The affine pieces of a piecewise affine gradient.
 
-    Alternates "fit one affine map to the samples of each piece" and "give each sample to the piece that explains its
-    gradient best". Four things make this work in high dimension with few samples: a sample's error by its own piece is
-    that of leaving it out (residual / (1 - leverage)), or else samples would stay where they are; each fit is shrunk to
-    the affine map of all samples by the weight of one sample per direction; the search sees 32 random combinations of
-    the gradient's components; and as long as a piece is hardly missed, it is dropped and the one that fits worst is
-    split. Pieces that the Bayesian information criterion does not want are removed. In up to eight dimensions the best
-    of 200 affine fits to neighbourhoods are a second start. The end is a least-squares fit of symmetric matrices in
-    float64 (with a ridge where a piece has at most d samples).
-
-    Where the gradients themselves form clusters (subgradients of max-affine functions, norms, steps) that explain them
-    nearly as well, the pieces are the means of these: parallel strips and small cells are then no harder than others.
+    1. k-planes labels a subset of the samples: it alternates between fitting one affine map to each piece and giving
+       each sample to the piece that explains its gradient best, and it removes pieces that are not needed. See
+       :mod:`nablanets.pieces.kplanes`.
+    2. A symmetric affine map is fitted to the samples of each piece in float64, and all samples are assigned anew,
+       until none moves. Pieces with at most d samples get a ridge.
+    3. Where the gradients themselves form clusters (subgradients of max-affine functions, norms, steps) that explain
+       them nearly as well, the pieces are the means of these: parallel strips and small cells are then no harder than
+       others.
 
     Args:
         x: points, (n, d); n / pieces should exceed d.
@@ -80,6 +87,9 @@ def identify_pieces(x: Tensor, g: Tensor, pieces: int = 3, *, searches: int = 3,
     Raises:
         ShapeError, InvalidInputError: samples that do not match, with NaN, or too few.
 
+    Reference: k-planes by Bradley and Mangasarian, "k-plane clustering", Journal of Global Optimization 16 (2000). The
+    rest is our choice.
+
     >>> x = torch.randn(300, 2)
     >>> found = identify_pieces(x, torch.where(x[:, :1] > 0, 3 * x, x), pieces=2)
     >>> found.unexplained < 1e-12, [round(float(a.trace())) for a in found.matrices.sort(dim=0).values]
@@ -87,15 +97,18 @@ def identify_pieces(x: Tensor, g: Tensor, pieces: int = 3, *, searches: int = 3,
     """
     x, g = _checked(x, g, pieces)
     generator = torch.Generator().manual_seed(seed)
-    rows = torch.randperm(len(x), generator=generator)[: pieces * (_FEW + _PER_FEATURE * x.shape[1])].to(x.device)
+    rows = _search_rows(x, pieces, generator)
     search = PlaneSearch(x[rows], g[rows], generator)
-    labels, clusters = search.run(pieces, searches), search.clusters(pieces)
-    x, g = x.double(), g.double()
+    labels = search.run(pieces, searches)
+    clusters = find_clusters(search.gradients, pieces, generator)
+    x = x.double()
+    g = g.double()
     affine = _refine(x, g, rows, labels)
     if clusters is None:
         return affine
-    constant = _constant(x, g, rows, clusters)
-    return constant if constant.unexplained <= _CONSTANT * max(affine.unexplained, _ROUNDING) else affine
+    constant = _constant_pieces(x, g, rows, clusters)
+    acceptable = _CONSTANT_IS_AS_GOOD * max(affine.unexplained, _ROUNDING)
+    return constant if constant.unexplained <= acceptable else affine
 
 
 def _checked(x: Tensor, g: Tensor, pieces: int) -> tuple[Tensor, Tensor]:
@@ -112,59 +125,78 @@ def _checked(x: Tensor, g: Tensor, pieces: int) -> tuple[Tensor, Tensor]:
     return x.detach(), g.detach()
 
 
+def _search_rows(x: Tensor, pieces: int, generator: torch.Generator) -> Tensor:
+    """The rows of a random subset of the samples, for the search."""
+    most = pieces * (_SEARCH_SAMPLES + _SEARCH_SAMPLES_PER_FEATURE * x.shape[1])
+    return torch.randperm(len(x), generator=generator)[:most].to(x.device)
+
+
 def _refine(x: Tensor, g: Tensor, rows: Tensor, labels: Tensor) -> Pieces:
-    """Symmetric least squares per piece, from labels of some rows, and reassignment until nothing changes."""
-    known = labels.new_full((len(x),), -1).index_put((rows,), labels)
+    """Symmetric least squares per piece and reassignment of all samples, until nothing changes.
+
+    Args:
+        x, g: all samples, (n, d).
+        rows, labels: the samples whose piece is known to begin with, and their pieces, (m,).
+    """
+    unknown = labels.new_full((len(x),), -1)
+    current = unknown.index_put((rows,), labels)
     pieces = _fit_symmetric(x[rows], g[rows], labels)
-    for _ in range(_REFINEMENTS):
-        least, new = pieces.squared_errors(x, g).min(dim=1)
-        if torch.equal(new, known):
+    for _ in range(_NUM_REFINEMENTS):
+        least, nearest = pieces.squared_errors(x, g).min(dim=1)
+        if torch.equal(nearest, current):
             break
-        known, pieces = new, _fit_symmetric(x, g, new)
-    return _judged(pieces, g, least, known)
+        current = nearest
+        pieces = _fit_symmetric(x, g, nearest)
+    return _with_residual(pieces, g, least, current)
 
 
-def _constant(x: Tensor, g: Tensor, rows: Tensor, labels: Tensor) -> Pieces:
-    """Pieces without slope: the means of clusters of gradients."""
-    masks = [labels == k for k in range(int(labels.max()) + 1)]
-    values = torch.stack([g[rows][mask].mean(dim=0) for mask in masks])
-    pieces = Pieces(g.new_zeros(len(values), *(2 * g.shape[1:])), values, x.mean(dim=0), labels, math.nan, math.nan)
-    return _judged(pieces, g, *pieces.squared_errors(x, g).min(dim=1))
+def _constant_pieces(x: Tensor, g: Tensor, rows: Tensor, labels: Tensor) -> Pieces:
+    """Pieces without slope: the means of clusters of gradients.
+
+    Args:
+        x, g: all samples, (n, d).
+        rows, labels: the samples that were clustered, and their clusters, (m,).
+    """
+    features = g.shape[1]
+    clustered = g[rows]
+    means = [clustered[labels == k].mean(dim=0) for k in range(int(labels.max()) + 1)]
+    values = torch.stack(means)
+    flat = g.new_zeros(len(values), features, features)
+    pieces = Pieces(flat, values, x.mean(dim=0), labels, math.nan, math.nan)
+    least, nearest = pieces.squared_errors(x, g).min(dim=1)
+    return _with_residual(pieces, g, least, nearest)
 
 
-def _judged(pieces: Pieces, g: Tensor, least: Tensor, labels: Tensor) -> Pieces:
-    """The pieces with labels and what they leave unexplained."""
+def _with_residual(pieces: Pieces, g: Tensor, least: Tensor, labels: Tensor) -> Pieces:
+    """The pieces with labels of all samples and with what they leave unexplained."""
     residual = float(least.mean())
     variance = float((g - g.mean(dim=0)).square().sum(dim=1).mean())
-    return replace(pieces, labels=labels, residual=residual, unexplained=residual / max(variance, 1e-300))
+    return replace(pieces, labels=labels, residual=residual, unexplained=residual / max(variance, _TINY))
 
 
 def _fit_symmetric(x: Tensor, g: Tensor, labels: Tensor) -> Pieces:
-    """One symmetric affine map per label in use; the ridge of small pieces pulls them to the map of all samples."""
-    centre = x.mean(dim=0)
-    y, count = x - centre, torch.bincount(labels)
-    matrix, value, ridge = y.new_zeros(x.shape[1], x.shape[1]), y.new_zeros(x.shape[1]), 0.0
-    if int(count[count > 0].min()) <= x.shape[1]:
-        (matrix, value), ridge = symmetric_regression(y, g), float(y.square().mean())
-        g = g - y @ matrix - value
-    used = count.nonzero().squeeze(1).tolist()
-    ridges = [ridge if count[k] <= x.shape[1] else 0.0 for k in used]
-    fits = [symmetric_regression(y[labels == k], g[labels == k], r) for k, r in zip(used, ridges, strict=True)]
-    matrices, values = (torch.stack(parts) for parts in zip(*fits, strict=True))
-    return Pieces(matrices + matrix, values + value, centre, labels, math.nan, math.nan)
+    """One symmetric affine map per label in use.
 
-
-def symmetric_regression(y: Tensor, g: Tensor, ridge: float = 0.0) -> tuple[Tensor, Tensor]:
-    """The symmetric A and v that minimise sum ||A y + v - g||^2 + ridge ||A||^2.
-
-    They solve A S + S A = C + C^T with S = Y^T Y + ridge I and C = Y^T G.
+    A piece with at most d samples does not determine its map: a ridge pulls it to the affine map of all samples.
     """
-    mean, middle = y.mean(dim=0), g.mean(dim=0)
-    y, g = y - mean, g - middle
-    values, vectors = torch.linalg.eigh(y.mT @ y)
-    right = vectors.mT @ (y.mT @ g) @ vectors
-    # At the level of rounding there is always a ridge, for directions that the samples do not reach.
-    values = values.clamp(min=0) + max(ridge, 1e-13 * float(values[-1]), 1e-300)
-    matrix = vectors @ ((right + right.mT) / (values + values.unsqueeze(1))) @ vectors.mT
-    matrix = (matrix + matrix.mT) / 2
-    return matrix, middle - matrix @ mean
+    features = x.shape[1]
+    centre = x.mean(dim=0)
+    y = x - centre
+    counts = torch.bincount(labels)
+    used = counts.nonzero().squeeze(1).tolist()
+    common_matrix = y.new_zeros(features, features)
+    common_value = y.new_zeros(features)
+    ridge = 0.0
+    if int(counts[used].min()) <= features:
+        common_matrix, common_value = symmetric_regression(y, g)
+        ridge = float(y.square().mean())
+        g = g - y @ common_matrix - common_value
+    matrices = []
+    values = []
+    for piece in used:
+        own = labels == piece
+        scarce = bool(counts[piece] <= features)
+        matrix, value = symmetric_regression(y[own], g[own], ridge if scarce else 0.0)
+        matrices.append(matrix + common_matrix)
+        values.append(value + common_value)
+    return Pieces(torch.stack(matrices), torch.stack(values), centre, labels, math.nan, math.nan)

@@ -10,7 +10,7 @@ from nablanets.errors import InvalidInputError
 from nablanets.maps import GradNetC, GradNetM, Quadratic
 from nablanets.maps.network import GradientNetwork
 from nablanets.parameters import inverse_softplus
-from nablanets.pieces.identify import symmetric_regression
+from nablanets.pieces.regression import symmetric_regression
 
 # Standard deviation of the units' arguments over the data: of C, whose weighted tanh starts linear; and of M, times
 # (units / features)^(1/4), so that what softmax adds to the affine map is as small at any width.
