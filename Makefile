@@ -12,7 +12,7 @@ export OMP_NUM_THREADS = 1
 $(DONE): pyproject.toml studies/pyproject.toml constraints.txt Makefile
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet $(PIP_OPTIONS) -c constraints.txt -e '.[dev]' -e './studies'
+	$(BIN)/python -m pip install --quiet $(PIP_OPTIONS) -c constraints.txt -e '.[dev]' -e './studies[images,nifti,ephemeris]'
 	touch $@
 
 demo: $(DONE)
@@ -27,9 +27,12 @@ lint: $(DONE)
 	$(BIN)/mypy
 
 test: lint
+	$(BIN)/python scripts/check_wheels.py $(PIP_OPTIONS)
 	$(BIN)/pytest -n 2 --dist loadgroup -m "not slow"
+	cd studies && ../$(BIN)/pytest -n 2 --dist loadgroup -m "not slow"
 
 benchmark: $(DONE)
+	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/maps.py
 	$(BIN)/python benchmarks/calculus.py
 	$(BIN)/python benchmarks/many.py

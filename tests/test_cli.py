@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import runpy
+from importlib.metadata import EntryPoint
 
 import numpy as np
 import pandas as pd
@@ -143,3 +144,12 @@ def test_commands_of_the_studies_are_explained_where_they_are_missing(capsys, mo
     code, _, err = call(capsys, "run", "terrain")
     assert code == 2
     assert "pip install 'nablanets[studies]'" in err
+
+
+def test_commands_that_cannot_be_imported_do_not_take_the_others_with_them(capsys, monkeypatch):
+    broken = EntryPoint("broken", "nowhere.to.be.found:COMMANDS", commands.GROUP)
+    monkeypatch.setattr(commands, "entry_points", lambda group: [broken])
+    code, out, err = call(capsys, "--help")
+    assert code == 0
+    assert " fit " in out
+    assert "nowhere.to.be.found:COMMANDS cannot be imported" in err

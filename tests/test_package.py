@@ -1,49 +1,91 @@
-"""The package as a whole: what importing it does, and that imports go one way."""
+"""The library as a whole: what importing it does, what it needs, and that imports go one way."""
 
 from __future__ import annotations
 
-import ast
+import importlib
+import pkgutil
+import re
 import subprocess
 import sys
+from importlib.metadata import requires
 from pathlib import Path
 
+import pytest
+from torch import nn
+
 import nablanets
+from nablanets import serialization
+from nablanets.errors import MissingPackageError
+from nablanets.extras import needed
+from tests.layers import imports_against_the_order, rooms_of
 
 SOURCE = Path(nablanets.__file__).parent
 #: From the bottom up; a module may import from rooms before its own.
 ROOMS = [
-    "errors", "extras", "printing", "parameters", "intervals", "quadrature", "serialization", "activations", "operators", "residual", "newton",
-    "maps", "baselines", "verify", "datasets", "problems", "tables", "training", "dynamics", "images", "interop", "experiments", "cli",
+    "errors", "extras", "printing", "parameters", "intervals", "quadrature", "serialization", "activations", "operators",
+    "residual", "newton", "maps", "verify", "tables", "fitting", "pieces", "starts", "dynamics", "interop", "cli",
 ]  # fmt: skip
+#: What an installation of the library alone brings.
+NEEDED = {"torch", "numpy", "scipy", "safetensors", "jaxtyping", "typer", "rich", "pandas"}
 
 
-def test_importing_touches_nothing():
+def test_importing_touches_nothing_and_loads_no_more_than_it_needs():
     code = (
         "import torch, sys; state = torch.get_rng_state(); threads = torch.get_num_threads(); import nablanets; "
         "assert torch.equal(state, torch.get_rng_state()); assert torch.get_default_dtype() == torch.float32; "
         "assert torch.get_num_threads() == threads; "
-        "assert not {'matplotlib', 'pandas', 'jinja2', 'sklearn', 'rich', 'scipy', 'typer'} & set(sys.modules)"
+        "heavy = {'matplotlib', 'pandas', 'jinja2', 'sklearn', 'scipy.optimize', 'rich', 'nablanets_studies'}; "
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_the_library_needs_eight_packages():
+    names = [re.match(r"[\w-]+", line).group() for line in requires("nablanets") if "extra ==" not in line]
+    assert set(names) == NEEDED
+
+
 def test_imports_go_one_way():
-    wrong = []
-    for path in SOURCE.rglob("*.py"):
-        room = path.relative_to(SOURCE).parts[0].removesuffix(".py")
-        if room not in ROOMS:
-            continue
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("nablanets"):
-                names = [node.module.split(".")[1]] if "." in node.module else [a.name for a in node.names]
-                wrong += [f"{path.name}: {n}" for n in names if ROOMS.index(n) > ROOMS.index(room)]
-    assert not wrong
+    assert imports_against_the_order(SOURCE, "nablanets", ROOMS) == []
+
+
+def test_the_library_does_not_know_the_studies():
+    """Their names may stand in messages and tables, never in an import."""
+    wrong = [
+        path
+        for path in SOURCE.rglob("*.py")
+        if re.search(r"^\s*(from|import) nablanets_studies", path.read_text(encoding="utf-8"), re.M)
+    ]
+    assert wrong == []
 
 
 def test_every_room_is_in_the_table():
-    rooms = {p.name.removesuffix(".py") for p in SOURCE.iterdir() if not p.name.startswith(("__", "py."))}
-    assert rooms == set(ROOMS)
+    assert rooms_of(SOURCE) == set(ROOMS)
 
 
 def test_public_names_are_there():
     assert all(hasattr(nablanets, name) for name in nablanets.__all__)
+
+
+def test_every_architecture_is_found_by_its_name_in_a_fresh_process():
+    """`load` must not depend on what a program happened to import before."""
+    for module in pkgutil.walk_packages([str(SOURCE)], "nablanets."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+    ours = sorted(name for name, cls in serialization._registry.items() if cls.__module__.startswith("nablanets."))
+    assert len(ours) > 20
+    code = (
+        "import sys, nablanets; from nablanets import serialization; "
+        "missing = [name for name in sys.argv[1:] if serialization._find(name).__name__ != name]; assert not missing"
+    )
+    subprocess.run([sys.executable, "-c", code, *ours], check=True)
+
+
+def test_an_architecture_that_nobody_registered_is_refused(tmp_path):
+    with pytest.raises(nablanets.NablaError, match=r"unknown architecture 'Sequential'.*nablanets\[studies\]"):
+        serialization.decode({"type": nn.Sequential.__name__, "arguments": {}})
+
+
+def test_packages_that_are_missing_are_named_with_their_extra():
+    with pytest.raises(MissingPackageError, match=r"charts need nowhere, .*pip install 'nablanets\[plots\]'"):
+        needed("nowhere.to.be.found", extra="plots", purpose="charts")

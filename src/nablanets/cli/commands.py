@@ -7,6 +7,7 @@ The library's commands stand in a table. Other distributions add theirs by an en
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
@@ -62,10 +63,17 @@ LIBRARY = (
 
 
 def all_commands() -> dict[str, Command]:
-    """The commands of the library and of the distributions that are installed beside it."""
+    """The commands of the library and of the distributions that are installed beside it.
+
+    A distribution whose commands cannot be imported is named on standard error and left out: it must not take the
+    others with it.
+    """
     commands = list(LIBRARY)
     for entry in entry_points(group=GROUP):
-        commands.extend(entry.load())
+        try:
+            commands.extend(entry.load())
+        except ImportError as error:
+            print(f"nablanets: the commands of {entry.value} cannot be imported: {error}", file=sys.stderr)
     return {command.name: command for command in commands}
 
 
