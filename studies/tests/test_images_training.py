@@ -16,9 +16,11 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from nablanets import GradientResidual
+from nablanets import GradientResidual, fit
 from nablanets.errors import InvalidInputError, ModelFileError, ShapeError
+from nablanets.fitting import Schedule
 from nablanets_studies.images.training import Stored, Ticket, TrainSettings, train
+from nablanets_studies.images.training.seeds import derived_seed
 
 SCRIPT = Path(__file__).parent / "train_pictures.py"
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -53,7 +55,13 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
 def test_an_interrupted_run_goes_on_to_the_same_bits(tmp_path, optimizer):
-    whole, result = run(small_net(), optimizer=optimizer)
+    changes = {
+        "optimizer": optimizer,
+        "warmup": 0.5,
+        "clip_norm": 0.3,
+        "validate": lambda net: float(net[0].bias.sum()),
+    }
+    whole, result = run(small_net(), **changes)
     rows = []
 
     def stop(row):
@@ -62,12 +70,13 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(tmp_path, optimizer):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run(small_net(), optimizer=optimizer, checkpoint=tmp_path / "c", report=stop)
+        run(small_net(), **changes, checkpoint=tmp_path / "c", report=stop)
     torch.manual_seed(99)
-    resumed, again = run(small_net(), optimizer=optimizer, checkpoint=tmp_path / "c")
+    resumed, again = run(small_net(), **changes, checkpoint=tmp_path / "c")
     assert same(whole, resumed)
-    assert [r.training_error for r in again.history[1:]] == [r.training_error for r in result.history[1:]]
-    finished, _ = run(small_net(), optimizer=optimizer, checkpoint=tmp_path / "c")
+    assert [row.step for row in again.history] == [row.step for row in result.history]
+    assert [row[2:] for row in again.history[1:]] == [row[2:] for row in result.history[1:]]
+    finished, _ = run(small_net(), **changes, checkpoint=tmp_path / "c")
     assert same(whole, finished)
 
 
@@ -78,6 +87,86 @@ def test_accumulated_parts_are_one_batch():
         run(net, accumulate=parts, precision="64-true", clip_norm=0.5)
     assert all(torch.allclose(a, b, atol=1e-12) for a, b in zip(*(n.parameters() for n in nets), strict=True))
     assert not torch.allclose(nets[0][0].weight, small_net().double()[0].weight, atol=1e-3)
+
+
+def plain_net() -> nn.Module:
+    torch.manual_seed(0)
+    layers = nn.Conv2d(1, 4, 3, padding=1), nn.Tanh(), nn.Flatten(), nn.Linear(4 * 36, 3)
+    return nn.Sequential(*layers).double()
+
+
+def by_hand(net: nn.Module, settings: TrainSettings, steps: int) -> list[torch.Tensor]:
+    """The weights at the end, from the documentation: batches by ticket, groups, schedule, clipping, average."""
+    source = small_data()
+    matrices, vectors = ([p for p in net.parameters() if (p.ndim > 1) == is_matrix] for is_matrix in (True, False))
+    groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups)
+    schedule = Schedule(settings.learning_rate, settings.warmup)
+    average = []
+    for step in range(steps):
+        x, y = source.batch(Ticket(settings.seed, step, settings.batch_size, 0, settings.batch_size))
+        optimizer.zero_grad()
+        LOSS(net(x.double()), y).backward()
+        if settings.clip_norm is not None:
+            norm = torch.stack([p.grad.square().sum() for p in net.parameters()]).sum().sqrt()
+            for p in net.parameters():
+                p.grad *= min(1.0, settings.clip_norm / float(norm))
+        for group in optimizer.param_groups:
+            group["lr"] = schedule.at(step / steps)
+        optimizer.step()
+        weights = [p.detach().clone() for p in net.parameters()]
+        decay = 0.0 if settings.ema is None or step == 0 else min(settings.ema, (1 + step) / (10 + step))
+        average = [decay * a + (1 - decay) * w for a, w in zip(average or weights, weights, strict=True)]
+    return average
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"clip_norm": 0.1}, {"weight_decay": 0.5}, {"warmup": 0.4}, {"ema": 0.5}, {"ema": 0.2}, {"seed": 3}],
+    ids=["plain", "clip_norm", "weight_decay", "warmup", "average", "short average", "seed"],
+)
+def test_training_does_what_its_documentation_says(changes):
+    settings = TrainSettings(epochs=4, batch_size=10, learning_rate=0.01, precision="64-true")
+    settings = replace(settings, **changes)
+    expected = by_hand(plain_net(), settings, steps=20)
+    net = plain_net()
+    train(net, small_data(), LOSS, settings=settings)
+    for found, wanted in zip(net.parameters(), expected, strict=True):
+        assert torch.allclose(found, wanted, rtol=1e-5, atol=1e-6)  # torch divides by the norm plus 1e-6
+
+
+def test_every_step_takes_the_learning_rate_of_the_schedule():
+    _, result = run(small_net(), epochs=4, warmup=0.25, validate_every=1)
+    expected = [Schedule(0.01, 0.25).at(k / 20) for k in range(20)]
+    assert [row.learning_rate for row in result.history] == [None, *expected]
+    assert max(expected) == 0.01
+    assert all(row.damping is None for row in result.history)
+
+
+def test_seeds_are_those_of_splitmix64_and_differ_by_seed_step_and_process():
+    assert derived_seed(0, 1234567) == 6457827717110365317 >> 32
+    assert derived_seed(0, 0, 5) == derived_seed(derived_seed(0, 0), 5)
+    places = [(seed, step, rank) for seed in range(5) for step in range(-50, 50) for rank in range(4)]
+    assert len({derived_seed(*place) for place in places}) == len(places)
+    assert derived_seed(7) == 7
+
+
+def test_dropout_depends_on_seed_and_step_alone():
+    """The same batch at every step: the masks differ from step to step, and are the same from run to run."""
+
+    def masks(callers_seed):
+        torch.manual_seed(callers_seed)
+        net = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(36, 3))
+        seen = []
+        net[1].register_forward_hook(lambda module, args, output: seen.append(output.detach() != 0))
+        x = torch.ones(10, 1, 6, 6)
+        train(net, Stored(x, torch.zeros(10, dtype=torch.long)), LOSS, settings=TrainSettings(epochs=3, batch_size=10))
+        return seen
+
+    first, second = masks(0), masks(1)
+    assert len(first) == 3
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    assert not torch.equal(first[0], first[1])
 
 
 def test_the_seed_decides_and_the_callers_generator_does_not_move():
@@ -168,9 +257,13 @@ def test_checkpoints_of_other_runs_and_damaged_ones(tmp_path):
     for changes in ({"learning_rate": 0.02}, {"label": "other data"}):
         with pytest.raises(ModelFileError, match="other settings, data or network"):
             run(small_net(), checkpoint=file, **changes)
-    file.write_bytes(file.read_bytes()[:500])
-    with pytest.raises(ModelFileError, match="Delete it to start afresh"):
-        run(small_net(), checkpoint=file)
+    with pytest.raises(ModelFileError, match="kind: pictures there, fit here"):
+        fit(nn.Linear(2, 2), torch.rand(9, 2), torch.rand(9, 2), steps=1, progress=False, checkpoint=file)
+    whole = file.read_bytes()
+    for damaged in (whole[:500], whole[:-1] + bytes([whole[-1] ^ 1])):
+        file.write_bytes(damaged)
+        with pytest.raises(ModelFileError, match="Delete it to start afresh"):
+            run(small_net(), checkpoint=file)
     safetensors.torch.save_file({"a": torch.zeros(1)}, file)
     with pytest.raises(ModelFileError, match="cannot be read"):
         run(small_net(), checkpoint=file)
