@@ -322,6 +322,122 @@ def test_layers_of_ours_are_left_alone():
             add_gradient_residuals(ours)
 
 
+class Labelled:
+    """A base beside nn.Module, before it."""
+
+    label = "none"
+
+    def labelled(self):
+        return f"{type(self).__name__}: {self.label}"
+
+
+class LabelledBlock(Labelled, GatedPair):
+    """A subclass of a block with two bases, as applications write them."""
+
+    def __init__(self):
+        super().__init__()
+        self.label = "mine"
+
+
+class Mixed(nn.Module):
+    """A chain whose host is a subclass with two bases."""
+
+    class Part(Labelled, nn.Sequential):
+        pass
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.mlp = nn.LayerNorm(8), self.Part(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
+
+    def forward(self, x, scale=1.0):
+        return x + self.mlp(self.norm(x))
+
+
+def contents(model):
+    """Everything that a module is: its class and attributes, those of nn.Module included."""
+    return [(name, type(m), list(m.__dict__), *map(list, (m._parameters, m._buffers, m._modules))) for name, m in model.named_modules()]  # fmt: skip
+
+
+@pytest.mark.parametrize("build", [LabelledBlock, Mixed, lambda: nn.Sequential(LabelledBlock(), Mixed(), GatedPair())])
+def test_subclasses_with_several_bases_are_converted_and_come_back_exactly(build):
+    model, x = build(), torch.randn(3, 8)
+    original, expected = contents(model), model(x)
+    flags = [{k: v for k, v in m.__dict__.items() if isinstance(v, bool | str)} for m in model.modules()]
+    for _ in range(2):  # and a second time from what came back
+        converted = add_gradient_residuals(model, alpha=2.0).model
+        assert not torch.allclose(converted(x), expected)
+        for other in (copy.deepcopy(converted), pickle.loads(pickle.dumps(converted))):
+            assert_close(other(x), converted(x))
+            assert remove_gradient_residuals(other) > 0
+            assert contents(other) == original and torch.equal(other(x), expected)
+        assert all(m.labelled().endswith(": mine") for m in converted.modules() if isinstance(m, LabelledBlock))
+        assert remove_gradient_residuals(model) > 0
+        assert contents(model) == original and torch.equal(model(x), expected)
+        assert flags == [{k: v for k, v in m.__dict__.items() if isinstance(v, bool | str)} for m in model.modules()]
+
+
+def test_encoders_come_back_exactly_after_two_conversions():
+    model = nn.TransformerEncoder(encoder(norm_first=True), 2, enable_nested_tensor=False)
+    model.use_nested_tensor = True
+    before = contents(model), model.use_nested_tensor, model.layers[0].activation_relu_or_gelu
+    add_gradient_residuals(model, where="layers.0")
+    add_gradient_residuals(model, where="layers.1")
+    assert not model.use_nested_tensor and model.layers[0].activation_relu_or_gelu == 0
+    assert remove_gradient_residuals(model) == 2
+    assert before == (contents(model), model.use_nested_tensor, model.layers[0].activation_relu_or_gelu)
+
+
+def test_a_class_that_was_changed_after_the_conversion_is_not_taken_away():
+    model = add_gradient_residuals(plain_mlp()).model
+    nn.utils.parametrizations.weight_norm(model[4])
+    with pytest.raises(InvalidInputError, match="Undo that first"):
+        remove_gradient_residuals(model)
+    nn.utils.parametrize.remove_parametrizations(model[4], "weight")
+    assert remove_gradient_residuals(model) == 1 and type(model[4]) is nn.Linear
+
+
+def test_parametrised_models_are_converted_and_come_back():
+    model, x = plain_mlp(), torch.randn(4, 3)
+    nn.utils.parametrizations.weight_norm(model[4])
+    before, expected = contents(model), model(x)
+    report = add_gradient_residuals(model, alpha=-math.inf)
+    assert report.converted[0].cls == "ParametrizedLinear"
+    assert_close(model(x), expected)
+    assert remove_gradient_residuals(model) == 1 and contents(model) == before
+
+
+class TwoLayers(nn.Module):
+    """Layers that share what would compute their branches, which cannot then know whose norm comes before it."""
+
+    def __init__(self, shared):
+        super().__init__()
+        self.layers = nn.ModuleList([Mixed(), Mixed()])
+        if shared == "layer":
+            self.layers[1] = self.layers[0]
+        elif shared:
+            setattr(self.layers[1], shared, getattr(self.layers[0], shared))
+
+    def forward(self, x):
+        return self.layers[1](self.layers[0](x))
+
+
+@pytest.mark.parametrize("shared", ["mlp", "norm"])
+def test_children_that_other_layers_use_too_are_left(shared):
+    model = TwoLayers(shared)
+    before = contents(model)
+    with pytest.raises(InvalidInputError, match=f"'{shared}' is used elsewhere"):
+        add_gradient_residuals(model)
+    assert contents(model) == before
+
+
+def test_layers_that_are_used_twice_as_a_whole_are_converted():
+    model, x = TwoLayers("layer"), torch.randn(3, 8)
+    expected = model(x)
+    report = add_gradient_residuals(model, alpha=-math.inf)
+    assert [block.name for block in report.converted] == ["layers.0.mlp"]
+    assert_close(model(x), expected)
+
+
 def _train(rank, world, port, queue):
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)

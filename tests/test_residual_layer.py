@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from nablanets import GradientResidual, add_gradient_residuals
 from nablanets.errors import InvalidInputError, NablaError, ShapeError, UnknownNameError
 from nablanets.residual import ConstantSumError, ResidualSettings, SkipKind, kinds, register_skip
+from nablanets.residual.branch import Branch
 from nablanets.residual.mixing import unit
 from tests.residual_models import UnreadableNorm, plain_mlp
 
@@ -233,6 +234,32 @@ def test_batch_norm_is_refused_only_where_it_uses_the_batch():
     layer(x)
     with pytest.raises(ConstantSumError, match="BatchNorm2d"):
         layer.train()(x)
+
+
+def test_one_branch_serves_several_roots():
+    """Their last layers differ: what ends one block says nothing about another, whichever is seen first."""
+    ends = {"norm": nn.LayerNorm(4), "none": nn.Identity(), "linear": nn.Linear(4, 4)}
+    roots = {name: nn.Sequential(nn.Linear(4, 8), nn.SiLU(), nn.Linear(8, 4), end) for name, end in ends.items()}
+    x = torch.randn(5, 4)
+    for first, start in roots.items():
+        exact, before = (Branch.of(start, norm) for norm in ("exact", "before"))
+        for name in (first, *roots):
+            if name == "norm":
+                with pytest.raises(ConstantSumError):
+                    exact.refuse_constant_sum(roots[name], uniform=True, owner="test")
+            else:
+                exact.refuse_constant_sum(roots[name], uniform=True, owner="test")
+            part = roots[name][:3] if name == "norm" else roots[name]
+            expected = torch.func.vmap(torch.func.jacrev(part))(x).sum(dim=1)
+            assert_close(before.linearise(roots[name], x, detach=False)[1](torch.ones(())), expected)
+
+
+def test_a_norm_that_is_put_at_the_end_later_is_seen():
+    layer, x = GradientResidual(mlp()), torch.randn(3, 4)
+    layer(x)
+    layer.block[2] = nn.LayerNorm(8)
+    with pytest.raises(ConstantSumError, match="LayerNorm"):
+        layer(x)
 
 
 def test_random_probe_makes_layer_norm_legal_but_not_batch_norm():

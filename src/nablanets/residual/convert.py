@@ -5,28 +5,34 @@ from __future__ import annotations
 import copy
 import dataclasses
 import fnmatch
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 from torch import nn
 
 from nablanets.errors import InvalidInputError
 from nablanets.printing import as_text, make_table
 from nablanets.residual.branch import Branch
-from nablanets.residual.find import NO_SUM, Block, Chain, EncoderLayer, blocks_of, square_chains
+from nablanets.residual.find import NO_SUM, Block, Chain, EncoderLayer, Part, blocks_of, square_chains
 from nablanets.residual.settings import ResidualSettings
 from nablanets.residual.skip import GradientSkip
 from nablanets.residual.swap import (
     AttachedSkip,
+    Conversion,
     ConvertedBlock,
     ConvertedEncoderLayer,
     ConvertedHost,
     ConvertedLayers,
-    Passed,
+    PassedOver,
     Swapped,
+    restore,
     swap,
 )
+
+#: Where an encoder keeps whether it used nested tensors before its layers were converted.
+_NESTED = "_used_nested_tensor"
 
 Where = str | Callable[[str, nn.Module], bool] | None
 
@@ -109,76 +115,115 @@ def add_gradient_residuals(
             f"add_gradient_residuals: expected residual blocks in this {type(model).__name__}, found none to convert:\n"
             f"{reasons}\nUse GradientResidual on blocks of your own."
         )
+    # All skips are made, and with them all settings checked, before anything is changed.
     skips = []
-    for name, module, block in found:
-        added_by_model = not isinstance(block, Chain) or block.added
-        skips.append(_skip(name, module, block, chosen if added_by_model else without_skips))
+    for each in found:
+        has_no_skip = isinstance(each.part, Chain) and not each.part.added
+        skips.append(_skip(each, without_skips if has_no_skip else chosen))
     converted = []
-    for (name, module, block), skip in zip(found, skips, strict=True):
-        host = _apply(module, block, skip)
-        place = f"{name}.{block.host}".removeprefix(".") if isinstance(block, Chain) else name
-        kind = _KINDS[type(block)] if not isinstance(block, Chain) or block.added else "layers without a skip"
-        cls = type(host).__bases__[1].__name__
-        converted.append(Converted(place, cls, kind, skip.branch.closed(module)))
-    _without_nested_tensors(model, allowed=False)
+    for each, skip in zip(found, skips, strict=True):
+        converted.append(_described(each, skip))
+        _apply(each.module, each.part, skip)
+    _set_nested_tensors(model, allowed=False)
     return ConversionReport(model, converted, refused)
 
 
 def remove_gradient_residuals(model: nn.Module) -> int:
     """Undo :func:`add_gradient_residuals` in place: the number of blocks that were changed back.
 
+    Raises:
+        InvalidInputError: the class of a converted module has been changed again, for example by a parametrisation.
+
     >>> mlp = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 2))
     >>> _ = add_gradient_residuals(mlp)
     >>> remove_gradient_residuals(mlp), type(mlp[2]).__name__
     (1, 'Linear')
     """
-    count = 0
-    for module in list(model.modules()):
-        if not isinstance(module, Swapped):
-            continue
-        if isinstance(module, ConvertedEncoderLayer):
-            module.activation_relu_or_gelu = module.__dict__.pop("_fast_path")
-        if not isinstance(module, Passed):
-            count += 1
-            del module.gradient_residual
-        for name in ("_owner", "_block"):
-            module.__dict__.pop(name, None)
-        module.__class__ = type(module).__bases__[1]
-    _without_nested_tensors(model, allowed=True)
+    swapped = [module for module in model.modules() if isinstance(module, Swapped)]
+    count = sum(restore(module) for module in swapped)
+    _set_nested_tensors(model, allowed=True)
     return count
 
 
-Found = tuple[str, nn.Module, Block | Chain | EncoderLayer]
-_KINDS: dict[type, str] = {Block: "residual block", Chain: "feed-forward part", EncoderLayer: "encoder layer"}
+class Found(NamedTuple):
+    """A part of a model that can be converted, and the module whose forward it stands in."""
+
+    name: str
+    module: nn.Module
+    part: Part
 
 
 def _find(model: nn.Module, where: Where) -> tuple[list[Found], dict[str, str]]:
-    """Blocks from the inside out, each name with its module, and the reasons for the others."""
+    """The parts to convert in the order of the model, and the reasons for the modules that are left.
+
+    Modules are looked at from the inside out, and a module around a block that was found is left alone. Where nothing
+    is found and nothing was converted before, the model has no skips, and chains of linear layers are taken.
+    """
+    inside_ours = _modules_of_gradient_residuals(model)
+    chosen = {
+        name: module
+        for name, module in model.named_modules()
+        if _matches(where, name, module) and id(module) not in inside_ours
+    }
+    number_of_names = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
     found: list[Found] = []
     refused: dict[str, str] = {}
-    ours = {id(m) for owner in model.modules() if isinstance(owner, Swapped | GradientSkip) for m in owner.modules()}
-    chosen = [(n, m) for n, m in model.named_modules() if _matches(where, n, m) and id(m) not in ours]
-    for name, module in reversed(chosen):
-        inner = {id(m) for m in module.modules()}
-        around = any(id(m) in inner for _, m, _ in found) or any(isinstance(m, Swapped) for m in module.modules())
-        if around or len(inner) == 1:
+
+    for name, module in reversed(chosen.items()):
+        if _is_leaf(module) or _holds_a_block(module, found):
             continue
-        blocks = blocks_of(module)
-        if isinstance(blocks, str):
-            refused[name] = blocks
+        parts = blocks_of(module)
+        if isinstance(parts, str):
+            refused[name] = parts
         else:
-            found += [(name, module, block) for block in blocks]
-    if not (found or ours):
-        chains = [(name, module) for name, module in chosen if type(module) is nn.Sequential]
-        found = [(name, module, block) for name, module in chains for block in square_chains(module)]
-    changed = {id(inner) for _, module, _ in found for inner in module.modules()}
-    order = {name: position for position, (name, _) in enumerate(chosen)}
-    reasons = {
-        name: reason for name, reason in reversed(refused.items()) if id(model.get_submodule(name)) not in changed
-    }
-    return sorted(found, key=lambda item: order[item[0]]), {
-        name: reason for name, reason in reasons.items() if not found or reason != NO_SUM
-    }
+            found += [Found(name, module, part) for part in parts]
+    if not found and not inside_ours:
+        for name, module in chosen.items():
+            if type(module) is nn.Sequential:
+                found += [Found(name, module, part) for part in square_chains(module)]
+    for each in tuple(found):
+        shared = _shared_child(each.module, each.part, number_of_names)
+        if shared is not None:
+            found.remove(each)
+            refused[each.name] = f"its child {shared!r} is used elsewhere in the model too"
+    order = {name: position for position, name in enumerate(chosen)}
+    found.sort(key=lambda each: order[each.name])
+    return found, _worth_telling(model, found, refused)
+
+
+def _modules_of_gradient_residuals(model: nn.Module) -> set[int]:
+    """The identities of all modules in gradient residuals that the model has already."""
+    owners = [module for module in model.modules() if isinstance(module, Swapped | GradientSkip)]
+    return {id(inner) for owner in owners for inner in owner.modules()}
+
+
+def _is_leaf(module: nn.Module) -> bool:
+    return not any(True for _ in module.children())
+
+
+def _holds_a_block(module: nn.Module, found: list[Found]) -> bool:
+    inner = {id(each) for each in module.modules()}
+    return any(id(each.module) in inner for each in found) or any(isinstance(m, Swapped) for m in module.modules())
+
+
+def _shared_child(module: nn.Module, part: Part, number_of_names: Counter[int]) -> str | None:
+    """A child whose class would change though the model uses it outside of this module, too."""
+    changed = () if isinstance(part, Block) else part.passing
+    if isinstance(part, Chain):
+        changed = (*changed, part.host)
+    own = number_of_names[id(module)]
+    return next((name for name in changed if number_of_names[id(module.get_submodule(name))] > own), None)
+
+
+def _worth_telling(model: nn.Module, found: list[Found], refused: dict[str, str]) -> dict[str, str]:
+    """The reasons, outer modules first, without those inside of blocks and without what holds for most modules."""
+    inside = {id(inner) for each in found for inner in each.module.modules() if inner is not each.module}
+    kept = {}
+    for name, reason in reversed(refused.items()):
+        hidden = id(model.get_submodule(name)) in inside or (found and reason == NO_SUM)
+        if not hidden:
+            kept[name] = reason
+    return kept
 
 
 def _matches(where: Where, name: str, module: nn.Module) -> bool:
@@ -187,40 +232,59 @@ def _matches(where: Where, name: str, module: nn.Module) -> bool:
     return fnmatch.fnmatchcase(name, where) if isinstance(where, str) else bool(where(name, module))
 
 
-def _skip(
-    name: str, module: nn.Module, block: Block | Chain | EncoderLayer, settings: ResidualSettings
-) -> AttachedSkip:
+def _skip(found: Found, settings: ResidualSettings) -> AttachedSkip:
     try:
-        return AttachedSkip(Branch(block.branch, settings.norm), module, settings)
+        return AttachedSkip(Branch(found.part.branch, settings.norm), found.module, settings)
     except InvalidInputError as error:
-        raise type(error)(f"add_gradient_residuals, {name or 'the model itself'}: {error}") from error
+        raise type(error)(f"add_gradient_residuals, {found.name or 'the model itself'}: {error}") from error
 
 
-def _apply(module: nn.Module, block: Block | Chain | EncoderLayer, skip: AttachedSkip) -> nn.Module:
-    if isinstance(block, Block):
-        swap(module, ConvertedBlock, _block=block)
-        host = module
-    elif isinstance(block, EncoderLayer):
-        swap(module, ConvertedEncoderLayer, _owner=(module,), _fast_path=module.activation_relu_or_gelu)
-        module.activation_relu_or_gelu = 0  # type: ignore[assignment]  # torch's fused kernel knows nothing of the skip
-        host = module
+def _described(found: Found, skip: AttachedSkip) -> Converted:
+    """A line of the report, while modules still have their own classes."""
+    part = found.part
+    if isinstance(part, Chain):
+        place = f"{found.name}.{part.host}".removeprefix(".")
+        computing = found.module.get_submodule(part.host)
     else:
-        host = module.get_submodule(block.host)
-        swap(host, ConvertedHost if block.added else ConvertedLayers, _owner=(module,))
-    for child in () if isinstance(block, Block) else block.passing:
-        swap(module.get_submodule(child), Passed)
+        place = found.name
+        computing = found.module
+    if isinstance(part, Block):
+        kind = "residual block"
+    elif isinstance(part, EncoderLayer):
+        kind = "encoder layer"
+    else:
+        kind = "feed-forward part" if part.added else "layers without a skip"
+    return Converted(place, type(computing).__name__, kind, skip.branch.closed(found.module))
+
+
+def _apply(module: nn.Module, part: Part, skip: AttachedSkip) -> None:
+    """Change the classes of a part, and put its skip where it is computed now."""
+    if isinstance(part, Block):
+        host = module
+        swap(module, ConvertedBlock, Conversion(block=part))
+    elif isinstance(part, EncoderLayer):
+        host = module
+        fast_path = cast(int, module.activation_relu_or_gelu)
+        swap(module, ConvertedEncoderLayer, Conversion(root=module, fast_path=fast_path))
+        module.activation_relu_or_gelu = 0  # type: ignore[assignment]  # torch's fused kernel knows nothing of the skip
+    else:
+        host = module.get_submodule(part.host)
+        swap(host, ConvertedHost if part.added else ConvertedLayers, Conversion(root=module))
+    if not isinstance(part, Block):
+        for child in part.passing:
+            swap(module.get_submodule(child), PassedOver)
     reference = next(iter(module.parameters()), None)
     host.gradient_residual = skip if reference is None else skip.to(reference)
-    return host
 
 
-def _without_nested_tensors(model: nn.Module, *, allowed: bool) -> None:
-    """Encoders give nested tensors to their layers' fused kernel, which converted layers do not use."""
+def _set_nested_tensors(model: nn.Module, *, allowed: bool) -> None:
+    """Encoders give nested tensors to the fused kernel of their layers, which converted layers do not use."""
     for module in model.modules():
-        if isinstance(module, nn.TransformerEncoder) and hasattr(module, "use_nested_tensor"):
-            has_converted = any(isinstance(layer, ConvertedEncoderLayer) for layer in module.layers)
-            if has_converted and not allowed:
-                module.__dict__["_nested"] = module.use_nested_tensor
-                module.use_nested_tensor = False
-            elif "_nested" in module.__dict__:
-                module.use_nested_tensor = module.__dict__.pop("_nested")
+        if not (isinstance(module, nn.TransformerEncoder) and hasattr(module, "use_nested_tensor")):
+            continue
+        has_converted = any(isinstance(layer, ConvertedEncoderLayer) for layer in module.layers)
+        if has_converted and not allowed and _NESTED not in module.__dict__:
+            module.__dict__[_NESTED] = module.use_nested_tensor
+            module.use_nested_tensor = False
+        elif allowed and _NESTED in module.__dict__:
+            module.use_nested_tensor = module.__dict__.pop(_NESTED)

@@ -52,7 +52,10 @@ class EncoderLayer:
     passing: tuple[str, ...]
 
 
-def blocks_of(module: nn.Module) -> list[Block | Chain | EncoderLayer] | str:
+Part = Block | Chain | EncoderLayer
+
+
+def blocks_of(module: nn.Module) -> list[Part] | str:
     """The residual blocks in a module's own forward, or why there are none."""
     if type(module).forward is nn.TransformerEncoderLayer.forward:
         return _encoder_layer(module)
@@ -64,18 +67,18 @@ def blocks_of(module: nn.Module) -> list[Block | Chain | EncoderLayer] | str:
         return "its branch changes the input in place, and with it the skip: set inplace=False"
     single = len(residuals) == 1
     blocks = [(single and _block(module, graph, found)) or _chain(module, graph, found) for found in residuals]
-    converted: list[Block | Chain | EncoderLayer] = [block for block in blocks if block is not None]
+    converted: list[Part] = [block for block in blocks if block is not None]
     if converted or not residuals:
         return converted or NO_SUM
     names = ", ".join(repr(found.add.name) for found in residuals)
     return f"the branch or the surroundings of the sum {names} have operations that are not known"
 
 
-def square_chains(module: nn.Sequential) -> list[Block | Chain | EncoderLayer]:
+def square_chains(module: nn.Sequential) -> list[Part]:
     """Runs Linear, ..., Linear of a Sequential that keep the number of features, for networks without skips."""
     names, children = [*module._modules], [*module]
     linear = [i for i, child in enumerate(children) if isinstance(child, nn.Linear)]
-    found: list[Block | Chain | EncoderLayer] = []
+    found: list[Part] = []
     end = -1
     for first, last in itertools.pairwise(linear):
         inside = children[first : last + 1]
@@ -105,7 +108,7 @@ def _program(module: nn.Module, graph: fx.Graph | None) -> Program | None:
     return compile_nodes(module, nodes[:-1], first, nodes[-1].args[0])
 
 
-def _encoder_layer(module: nn.Module) -> list[Block | Chain | EncoderLayer] | str:
+def _encoder_layer(module: nn.Module) -> list[Part] | str:
     first = module.norm_first
     graph = graph_of(module, lambda layer, x: layer._ff_block(layer.norm2(x) if first else x))
     branch = _program(module, graph)

@@ -15,7 +15,7 @@ from nablanets.activations.base import ElementwiseActivation
 from nablanets.residual import norms
 from nablanets.residual.elementwise import MODULES, activation, activation_of_ours
 from nablanets.residual.linear import conv, linear
-from nablanets.residual.sweep import Passing, Pull, Rule, Sweep, call
+from nablanets.residual.sweep import PassThrough, Pull, Rule, Sweep, call
 
 #: Layers that make a new tensor, which nothing else refers to.
 MAKING = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *norms.BATCH_NORMS)
@@ -26,7 +26,7 @@ def rule_of(module: nn.Module) -> Rule | None:
     if type(module) in _RULES:
         return _RULES[type(module)]
     known = list(type(module).__mro__)
-    known = known[known.index(Passing) + 1 :] if Passing in known else known
+    known = known[known.index(PassThrough) + 1 :] if PassThrough in known else known
     for cls in known:
         if cls in _RULES:
             return _RULES[cls] if known[0].forward is cls.forward else None  # type: ignore[attr-defined]

@@ -43,7 +43,7 @@ class Absorbing(ABC):
 Rule = Callable[[Any, Tensor, Sweep], tuple[Tensor, Pull]]
 
 
-class Passing(nn.Module):
+class PassThrough(nn.Module):
     """Put before a module's class: it hands its input on, since another module computes what it did."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -55,7 +55,7 @@ class Passing(nn.Module):
 
 def call(module: nn.Module, x: Tensor) -> Tensor:
     """The value of a module, also of one that hands its input on now."""
-    result: Tensor = module.original_forward(x) if isinstance(module, Passing) else module(x)
+    result: Tensor = module.original_forward(x) if isinstance(module, PassThrough) else module(x)
     return result
 
 
