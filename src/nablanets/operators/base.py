@@ -90,14 +90,19 @@ class SymmetricOperator(ABC):
         Raises:
             SingularJacobianError: a matrix is singular, by structure or numerically.
         """
+        value, singular = self._logdet()
+        self._refuse_singular(singular)
+        return value.expand(self.batch_shape)
+
+    def _logdet(self) -> tuple[Tensor, Tensor]:
+        """log |det J| and where J is singular, of shapes that broadcast to the batch.
+
+        By Cholesky's factorisation of the lower triangles where J is positive definite, by LU otherwise.
+        """
         if self.positive_semidefinite:
-            value, failed = spd_logdet(self.packed(), self.features)
-            value = value.expand(self.batch_shape)
-        else:
-            value = torch.linalg.slogdet(self.dense()).logabsdet
-            failed = torch.isinf(value)
-        self._refuse_singular(failed)
-        return value
+            return spd_logdet(self.packed(), self.features)
+        value = torch.linalg.slogdet(self.dense()).logabsdet
+        return value, torch.isinf(value)
 
     def logdet_estimate(self, *, probes: int = 16, steps: int = 32, seed: int = 0) -> LogdetEstimate:
         """log det J with a standard error, by stochastic Lanczos quadrature: products J @ v only, for large d.
@@ -133,22 +138,27 @@ class SymmetricOperator(ABC):
         Raises:
             SingularJacobianError: a matrix is singular, by structure or numerically.
         """
-        if self.matrix_free and self.positive_semidefinite:
+        if self.positive_semidefinite and self.matrix_free:
             return self._solve_by_products(b)
         dense = self.dense()
+        column = b.unsqueeze(-1)  # (*batch, d, 1)
         if self.positive_semidefinite:
             factor, info = torch.linalg.cholesky_ex(dense)
             self._refuse_singular(info != 0)
-            return torch.cholesky_solve(b.unsqueeze(-1), factor).squeeze(-1)
-        solution, info = torch.linalg.solve_ex(dense, b.unsqueeze(-1))
-        self._refuse_singular(info != 0)
+            solution = torch.cholesky_solve(column, factor)
+        else:
+            solution, info = torch.linalg.solve_ex(dense, column)
+            self._refuse_singular(info != 0)
         return solution.squeeze(-1)
 
     def _solve_by_products(self, b: Tensor) -> Tensor:
+        """J^{-1} b by conjugate gradients, which autograd does not see: a correction carries the derivatives."""
         b = b.expand(torch.broadcast_shapes(b.shape, self.shape[:-1]))
         x, failed = conjugate_gradients(self, b)
         self._refuse_singular(failed)
-        return x + _Correction.apply(b - self @ x, self) if torch.is_grad_enabled() else x
+        if not torch.is_grad_enabled():
+            return x
+        return x + _Correction.apply(b - self @ x, self)
 
     def eigvalsh(self) -> Float[Tensor, "*batch d"]:
         """Eigenvalues in ascending order."""

@@ -1,4 +1,9 @@
-"""Conjugate gradients: solves with positive definite operators that are known by their products only, batched."""
+"""Conjugate gradients: solves with positive definite operators that are known by their products only, batched.
+
+Solves J x = b by minimising x.J x / 2 - b.x over growing Krylov spaces: each search direction is the residual made
+J-orthogonal to the direction before, and the step along it is exact (Hestenes and Stiefel, 1952; Nocedal and Wright,
+"Numerical Optimization", algorithm 5.2). Every sample of the batch takes its own steps and stops by itself.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +12,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+# Steps at most, for each feature. Exact arithmetic needs one; rounding delays ill-conditioned solves.
 _STEPS_PER_FEATURE = 3
+# A sample stops when its residual is below this many roundings of |b|.
+_STOP_ROUNDINGS = 8
 
 
 class Products(Protocol):
@@ -24,22 +32,35 @@ def conjugate_gradients(operator: Products, b: Tensor) -> tuple[Tensor, Tensor]:
 
     Samples stop when their residual is within rounding of |b|; one fails if a direction of no curvature turns up, or
     if its residual is above the square root of rounding after three times d steps.
+
+    Args:
+        operator: J.
+        b: right-hand sides, (*batch, d).
+
+    Returns:
+        x, (*batch, d); failed, (*batch).
     """
     rounding = torch.finfo(b.dtype).eps
-    x, residual, direction = torch.zeros_like(b), b.clone(), b.clone()
-    square, target = b.square().sum(dim=-1), (8 * rounding) ** 2 * b.square().sum(dim=-1)
-    failed = torch.zeros_like(square, dtype=torch.bool)
+    tiny = torch.finfo(b.dtype).tiny
+    b_square = b.square().sum(dim=-1)  # (*batch)
+    target = (_STOP_ROUNDINGS * rounding) ** 2 * b_square
+    x = torch.zeros_like(b)
+    residual = b.clone()
+    direction = b.clone()
+    residual_square = b_square
+    failed = torch.zeros_like(b_square, dtype=torch.bool)
     for _ in range(_STEPS_PER_FEATURE * operator.features):
-        active = (square > target) & ~failed
+        active = (residual_square > target) & ~failed
         if not bool(active.any()):
             break
         product = operator @ direction
         curvature = (direction * product).sum(dim=-1)
         failed = failed | (active & ~(curvature > 0))
-        length = torch.where(active & ~failed, square / curvature, 0.0).unsqueeze(-1)
-        x = x + length * direction
-        residual = residual - length * product
-        new = residual.square().sum(dim=-1)
-        direction = residual + (new / square.clamp(min=torch.finfo(b.dtype).tiny)).unsqueeze(-1) * direction
-        square = new
-    return x, failed | (square > rounding * b.square().sum(dim=-1))
+        step_size = torch.where(active & ~failed, residual_square / curvature, 0.0).unsqueeze(-1)
+        x = x + step_size * direction
+        residual = residual - step_size * product
+        new_square = residual.square().sum(dim=-1)
+        momentum = (new_square / residual_square.clamp(min=tiny)).unsqueeze(-1)
+        direction = residual + momentum * direction
+        residual_square = new_square
+    return x, failed | (residual_square > rounding * b_square)

@@ -17,12 +17,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nablanets.errors import ShapeError, SingularJacobianError
+from nablanets.errors import SingularJacobianError
 from nablanets.operators.base import SumOperator, SymmetricOperator
 from nablanets.operators.packing import pack, pack_diagonal, unpack
+from nablanets.operators.woodbury import LowRankForm
 
-# Up to this size a batch of dense W^T D W is one product with the rows vech(w_i w_i^T).
-_VECH_FEATURES = 64
+# Up to this size a batch of dense W^T D W is best made packed: as one product of D with the rows vech(w_i w_i^T).
+_PACKED_FEATURES = 64
 _NO_BATCH = torch.Size()
 
 
@@ -112,25 +113,33 @@ class StructuredOperator(SymmetricOperator):
 
     def dense(self) -> Tensor:
         if self._packs:
-            return unpack(self.packed(), self.features).expand(self.shape)
+            return unpack(self._sum_of_triangles(), self.features).expand(self.shape)
+        return self._sum_of_matrices()
+
+    def packed(self) -> Tensor:
+        if self._packs:
+            return self._sum_of_triangles()
+        return pack(self._sum_of_matrices())
+
+    @property
+    def _packs(self) -> bool:
+        """Whether a large batch of small matrices is best made packed."""
+        return 1 < self.features <= _PACKED_FEATURES and self.batch_shape.numel() > self.features
+
+    def _sum_of_triangles(self) -> Tensor:
+        """vech(J), (*batch, d (d + 1) / 2), or without batch where all matrices are equal."""
+        parts = [term.packed() for term in self.terms]
+        if self.shift is not None:
+            parts.append(pack_diagonal(self.shift))
+        return sum(parts[1:], parts[0])
+
+    def _sum_of_matrices(self) -> Tensor:
+        """J, (*batch, d, d)."""
         d = self.features
         matrix = self.reference.new_zeros(d, d) if self.shift is None else torch.diag_embed(self.shift)
         for term in self.terms:
             matrix = matrix + term.dense()
         return matrix.expand(self.shape)
-
-    @property
-    def _packs(self) -> bool:
-        """Whether a large batch of small matrices is best made packed."""
-        return 1 < self.features <= _VECH_FEATURES and self.batch_shape.numel() > self.features
-
-    def packed(self) -> Tensor:
-        if not self._packs:
-            return super().packed()
-        parts = [term.packed() for term in self.terms]
-        if self.shift is not None:
-            parts.append(pack_diagonal(self.shift))
-        return sum(parts[1:], parts[0])
 
     def diagonal(self) -> Tensor:
         parts = [term.diagonal() for term in self.terms] + ([] if self.shift is None else [self.shift])
@@ -143,44 +152,38 @@ class StructuredOperator(SymmetricOperator):
             parts.append(self.shift.sum(dim=-1))
         return sum(parts[1:], parts[0]).expand(self.batch_shape)
 
-    def logdet(self) -> Tensor:
+    def _logdet(self) -> tuple[Tensor, Tensor]:
         self._refuse_structural_rank()
-        if not self._low_rank:
-            return super().logdet()
-        _, shift, _, capacitance = self._woodbury()
-        sign, value = torch.linalg.slogdet(capacitance)
-        self._refuse_singular(sign == 0)
-        return (value + shift.log().sum(dim=-1)).expand(self.batch_shape)
+        if self._low_rank:
+            return self._low_rank_form().logdet()
+        return super()._logdet()
 
     def solve(self, b: Tensor) -> Tensor:
         self._refuse_structural_rank()
         if not self._low_rank:
             return super().solve(b)
-        factor, shift, weights, capacitance = self._woodbury()
-        start = b / shift
-        inner = weights * torch.einsum("...kd,...d->...k", factor, start)
-        correction, info = torch.linalg.solve_ex(capacitance, inner.unsqueeze(-1))
-        self._refuse_singular(info != 0)
-        return start - torch.einsum("...kd,...k->...d", factor, correction.squeeze(-1)) / shift
+        solution, singular = self._low_rank_form().solve(b)
+        self._refuse_singular(singular)
+        return solution
 
     @property
     def _low_rank(self) -> bool:
+        """Whether J is a positive diagonal plus terms of lower rank than d."""
         return self.shift is not None and self.positive_semidefinite and self.rank_bound < self.features
 
-    def _woodbury(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Stacked factor U, shift S, weights C, and I + C U S^{-1} U^T, whose determinant is det J / det S."""
-        if self.shift is None:
-            raise ShapeError("Woodbury's identity needs a diagonal term.")
-        batch = self.batch_shape if any(t.factor.ndim > 2 for t in self.terms) or self.shift.ndim > 1 else ()
-        none = self.shift.new_zeros(*batch, 0, self.features), self.shift.new_zeros(*self.batch_shape, 0)
-        factors = (t.factor.expand(*batch, *t.factor.shape[-2:]) for t in self.terms)
-        factor = torch.cat([none[0], *factors], dim=-2)
-        weights = torch.cat(
-            [none[1], *(t.weights.expand(*self.batch_shape, t.weights.shape[-1]) for t in self.terms)], dim=-1
-        )
-        gram = (factor / self.shift.unsqueeze(-2)) @ factor.mT
-        identity = torch.eye(self.rank_bound, dtype=weights.dtype, device=weights.device)
-        return factor, self.shift, weights, identity + weights.unsqueeze(-1) * gram
+    def _low_rank_form(self) -> LowRankForm:
+        """All terms stacked into one factor and its weights, beside the shift."""
+        shift = self.reference
+        factor_batch = torch.Size()
+        if shift.ndim > 1 or any(term.factor.ndim > 2 for term in self.terms):
+            factor_batch = self.batch_shape
+        # Empty parts first, so that an operator without terms has something to stack.
+        factors = [shift.new_zeros(*factor_batch, 0, self.features)]
+        weights = [shift.new_zeros(*self.batch_shape, 0)]
+        for term in self.terms:
+            factors.append(term.factor.expand(*factor_batch, *term.factor.shape[-2:]))
+            weights.append(term.weights.expand(*self.batch_shape, term.weights.shape[-1]))
+        return LowRankForm(shift, torch.cat(factors, dim=-2), torch.cat(weights, dim=-1))
 
     def _refuse_structural_rank(self) -> None:
         if self.shift is None and self.rank_bound < self.features:

@@ -103,7 +103,8 @@ class InverseOperator(SymmetricOperator):
         return self.inner.reference
 
     def _product(self, v: Tensor) -> Tensor:
-        return self.inner.solve(v.expand(torch.broadcast_shapes(v.shape, (*self.batch_shape, self.features))))
+        batch = torch.broadcast_shapes(v.shape, self.shape[:-1])
+        return self.inner.solve(v.expand(batch))
 
     def solve(self, b: Tensor) -> Tensor:
         return self.inner @ b
