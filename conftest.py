@@ -5,8 +5,8 @@ import sys
 import pytest
 from tests.fixtures import doctest_names, seeded
 
-from nablanets import serialization
 from nablanets.cli import commands
+from nablanets.serialization import registry
 
 __all__ = ["doctest_names", "seeded"]
 
@@ -15,5 +15,5 @@ sys.modules["nablanets_studies"] = None  # an import of it fails as if it were n
 
 @pytest.fixture(autouse=True)
 def without_studies(monkeypatch):
-    for module in (commands, serialization):
+    for module in (commands, registry):
         monkeypatch.setattr(module, "entry_points", lambda **_: ())

@@ -107,10 +107,10 @@ def test_errors_teach_and_leave_nothing_behind(capsys, samples, monkeypatch, arg
 FLAGS = {
     "fit": {
         "--out", "--network", "--hidden", "--depth", "--activation", "--monotone", "--steps", "--lr", "--batch-size",
-        "--validation", "--seed", "--checkpoint", "--x-columns", "--g-columns",
+        "--validation", "--seed", "--checkpoint", "--x-columns", "--g-columns", "--separator",
     },
-    "apply": {"--out", "--x-columns", "--g-columns"},
-    "verify": {"--points", "--x-columns"},
+    "apply": {"--out", "--x-columns", "--g-columns", "--f-columns", "--potential-column", "--separator"},
+    "verify": {"--points", "--x-columns", "--separator"},
     "export": {"--format", "--out"},
 }  # fmt: skip
 

@@ -17,6 +17,7 @@ import nablanets
 from nablanets import serialization
 from nablanets.errors import MissingPackageError
 from nablanets.extras import needed
+from nablanets.serialization import registry
 from tests.layers import imports_against_the_order, rooms_of
 
 SOURCE = Path(nablanets.__file__).parent
@@ -72,11 +73,11 @@ def test_every_architecture_is_found_by_its_name_in_a_fresh_process():
     for module in pkgutil.walk_packages([str(SOURCE)], "nablanets."):
         if not module.name.endswith("__main__"):
             importlib.import_module(module.name)
-    ours = sorted(name for name, cls in serialization._registry.items() if cls.__module__.startswith("nablanets."))
+    ours = sorted(name for name, cls in registry._registry.items() if cls.__module__.startswith("nablanets."))
     assert len(ours) > 20
     code = (
-        "import sys, nablanets; from nablanets import serialization; "
-        "missing = [name for name in sys.argv[1:] if serialization._find(name).__name__ != name]; assert not missing"
+        "import sys, nablanets; from nablanets.serialization import registry; "
+        "missing = [name for name in sys.argv[1:] if registry.find(name).__name__ != name]; assert not missing"
     )
     subprocess.run([sys.executable, "-c", code, *ours], check=True)
 

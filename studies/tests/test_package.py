@@ -13,6 +13,7 @@ from tests.layers import imports_against_the_order, rooms_of
 
 import nablanets_studies
 from nablanets import serialization
+from nablanets.serialization import registry
 
 SOURCE = Path(nablanets_studies.__file__).parent
 #: From the bottom up; a module may import from rooms before its own.
@@ -46,11 +47,11 @@ def test_the_command_line_is_asked_for_nothing_heavy():
 def test_every_architecture_is_found_by_its_name_in_a_fresh_process():
     for module in pkgutil.walk_packages([str(SOURCE)], "nablanets_studies."):
         importlib.import_module(module.name)
-    ours = {name for name, cls in serialization._registry.items() if cls.__module__.startswith("nablanets_studies.")}
+    ours = {name for name, cls in registry._registry.items() if cls.__module__.startswith("nablanets_studies.")}
     assert ours == {entry.name for entry in entry_points(group=serialization.ENTRY_POINTS)}
     code = (
-        "import sys; from nablanets import serialization; "
-        "missing = [name for name in sys.argv[1:] if serialization._find(name).__name__ != name]; assert not missing"
+        "import sys; from nablanets.serialization import registry; "
+        "missing = [name for name in sys.argv[1:] if registry.find(name).__name__ != name]; assert not missing"
     )
     subprocess.run([sys.executable, "-c", code, *sorted(ours)], check=True)
 

@@ -42,8 +42,9 @@ class Command:
         """Import the target and make it a command."""
         module, attribute = self.target.split(":")
         target = getattr(importlib.import_module(module), attribute)
-        application = target if isinstance(target, typer.Typer) else _application(target)
-        command = typer.main.get_command(application)
+        # get_command would make a plain command of a group with one command in it.
+        is_group = isinstance(target, typer.Typer)
+        command: Any = typer.main.get_group(target) if is_group else typer.main.get_command(_application(target))
         command.name = self.name
         return command
 
@@ -55,7 +56,7 @@ def _application(function: Any) -> typer.Typer:
 
 
 LIBRARY = (
-    Command("fit", "Fit a gradient network to samples of a field in a file.", "nablanets.cli.models:fit"),
+    Command("fit", "Fit a gradient network to samples of a field in a file.", "nablanets.cli.fit:fit"),
     Command("apply", "Evaluate a model at the points of a file.", "nablanets.cli.models:apply_model"),
     Command("verify", "Check that a model is a gradient, and monotone if it says so.", "nablanets.cli.models:verify"),
     Command("export", "Write a model for programs that do not know this package.", "nablanets.cli.models:export"),

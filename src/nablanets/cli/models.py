@@ -1,118 +1,130 @@
-"""Commands about models of vector fields: fit, apply, verify, export."""
+"""Commands about fitted models: apply, verify, export."""
 
 from __future__ import annotations
 
-from difflib import get_close_matches
+from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import pandas as pd
 import torch
 import typer
+from torch import Tensor
 
 from nablanets import verify as verification
 from nablanets.cli.app import console
-from nablanets.errors import InvalidInputError, ShapeError
+from nablanets.cli.columns import (
+    GColumns,
+    Separator,
+    XColumns,
+    check_out,
+    gradients,
+    has_gradients,
+    points,
+    read,
+)
+from nablanets.errors import DataFileError, InvalidInputError
 from nablanets.fitting import decibels, error
-from nablanets.fitting import fit as fit_network
-from nablanets.fitting.settings import FitSettings
 from nablanets.interop import export as export_map
-from nablanets.maps import GradientMap, GradNetC, GradNetM
-from nablanets.parameters import count_parameters
-from nablanets.serialization import load, save
-from nablanets.starts import standardised
-from nablanets.tables import read_table, select_columns, write_table
+from nablanets.maps import GradientMap
+from nablanets.serialization import load, read_notes
+from nablanets.tables import ColumnNames, check_suffix, write_table
+from nablanets.tables.columns import split_names
 
-_MAPS = {"gradnet-c": GradNetC, "gradnet-m": GradNetM}
-
-XColumns = Annotated[str | None, typer.Option(help="Comma-separated point columns; x1..xd if not given.")]
-GColumns = Annotated[str | None, typer.Option(help="Comma-separated gradient columns; g1..gd if not given.")]
-
-
-def fit(
-    file: Annotated[Path, typer.Argument(help="CSV, NPZ or Parquet with points x1..xd and gradients g1..gd.")],
-    out: Annotated[Path, typer.Option(help="Model file to write (.safetensors).")],
-    network: Annotated[str, typer.Option(help="gradnet-c or gradnet-m.")] = "gradnet-c",
-    hidden: Annotated[int, typer.Option(help="Hidden units (per module).")] = 64,
-    depth: Annotated[int, typer.Option(help="Layers of gradnet-c, modules of gradnet-m.")] = 4,
-    activation: Annotated[str | None, typer.Option(help="Activation; the network's own default if not given.")] = None,
-    monotone: Annotated[bool, typer.Option("--monotone", help="Fit the gradient of a convex potential.")] = False,
-    steps: Annotated[int, typer.Option(help="Optimisation steps.")] = 5000,
-    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 5e-3,
-    batch_size: Annotated[int, typer.Option(help="Samples per step.")] = 1000,
-    validation: Annotated[float, typer.Option(help="Fraction of the samples held out.")] = 0.1,
-    seed: Annotated[int, typer.Option(help="Seed of weights, split and batches.")] = 0,
-    checkpoint: Annotated[Path | None, typer.Option(help="State file; an interrupted fit goes on from it.")] = None,
-    x_columns: XColumns = None,
-    g_columns: GColumns = None,
-) -> None:
-    """Fit a gradient network to samples of a field in a file."""
-    table = read_table(file)
-    x = select_columns(table, x_columns, "x", file)
-    g = select_columns(table, g_columns, "g", file)
-    if x.shape != g.shape:
-        raise ShapeError(f"{file}: {x.shape[1]} point columns but {g.shape[1]} gradient columns; expected as many.")
-    torch.manual_seed(seed)
-    net = standardised(_build(network, x.shape[1], hidden, depth, activation, monotone), x, g)
-    settings = FitSettings(steps=steps, learning_rate=lr, batch_size=batch_size, seed=seed)
-    result = fit_network(net, x, g, validation=validation, settings=settings, checkpoint=checkpoint)
-    save(net, out)
-    best = decibels(result.best_validation_error / float(g.square().sum(dim=1).mean()))
-    console.print(
-        f"{network}, {count_parameters(net)} parameters: validation error {best:.2f} dB of the mean square gradient "
-        f"({result.best_validation_error:.3e}) at step {result.best_step}; stopped by {result.stop_reason} after "
-        f"{result.seconds:.1f} s.\nModel: {out}",
-        soft_wrap=True,
-    )
-
-
-def _build(network: str, features: int, hidden: int, depth: int, activation: str | None, monotone: bool) -> GradientMap:
-    if network not in _MAPS:
-        near = get_close_matches(network, _MAPS, n=1)
-        raise InvalidInputError(
-            f"--network: there is no {network!r}; choose {near[0] if near else ' or '.join(_MAPS)}."
-        )
-    options: dict[str, Any] = {"monotone": monotone} | ({} if activation is None else {"activation": activation})
-    return _MAPS[network](features, hidden, depth, **options)
+#: Points that are evaluated at a time.
+_CHUNK = 16_384
 
 
 def apply_model(
     model: Path,
-    file: Annotated[Path, typer.Argument(help="CSV, NPZ or Parquet with points x1..xd.")],
+    file: Annotated[Path, typer.Argument(help="CSV, NPZ or Parquet with the points.")],
     out: Annotated[Path | None, typer.Option(help="File to write; FILE with -applied before its ending.")] = None,
     x_columns: XColumns = None,
     g_columns: GColumns = None,
+    f_columns: Annotated[
+        str | None, typer.Option(help="Names of the columns to write; f1..fd, or the gradients' names with (model).")
+    ] = None,
+    potential_column: Annotated[str | None, typer.Option(help="Name of the potential's column.")] = None,
+    separator: Separator = None,
 ) -> None:
-    """Evaluate a model: write f1..fd and the potential beside the columns of a file, and the error if it has g."""
+    """Evaluate a model: write f and its potential beside the columns of a file, and the error if it has gradients.
+
+    Row i of f belongs to row i of the file, whatever its index is, and the index is kept.
+    """
+    target = _beside(file) if out is None else out
+    check_suffix(target)
+    check_out(target, file, model)
     net = _load_map(model)
-    table = read_table(file)
-    x = select_columns(table, x_columns, "x", file).to(next(net.parameters()).dtype)
-    if x.shape[1] != net.features:
-        raise ShapeError(f"{model} takes {net.features} features, and {file} has {x.shape[1]} point columns.")
-    with torch.no_grad():
-        values, potential = net(x), net.potential(x)
-    result = {f"f{i + 1}": values[:, i].numpy() for i in range(net.features)} | {"potential": potential.numpy()}
-    target = out or file.with_name(f"{file.stem}-applied{file.suffix}")
-    write_table(pd.concat([table.drop(columns=list(result), errors="ignore"), pd.DataFrame(result)], axis=1), target)
-    console.print(f"{len(table)} rows: {target}", soft_wrap=True)
-    if g_columns is not None or "g1" in table.columns:
-        g = select_columns(table, g_columns, "g", file).to(x.dtype)
-        relative = error(net, x, g) / float(g.square().sum(dim=1).mean())
+    known = ColumnNames.from_notes(read_notes(model), net.features)
+    table = read(file, separator)
+    _, x = points(table, x_columns, known, file, net.features)
+    names = known or ColumnNames.numbered(net.features)
+    f_names = names.values if f_columns is None else tuple(split_names(f_columns, "f"))
+    if len(f_names) != net.features:
+        raise InvalidInputError(f"--f-columns: expected {net.features} names, got {len(f_names)}.")
+    potential_name = names.potential if potential_column is None else potential_column
+    _check_new([*f_names, potential_name], [str(name) for name in table.frame.columns], file)
+    g = None
+    if g_columns is not None or has_gradients(table, names):
+        _, g = gradients(table, g_columns, known, file, net.features)
+    reference = next(chain(net.parameters(), net.buffers()))
+    x = x.to(reference.dtype)
+    values, potential = _evaluate(net, x)
+    result = table.frame.copy(deep=False)
+    for i, name in enumerate(f_names):
+        result[name] = values[:, i].numpy()
+    result[potential_name] = potential.numpy()
+    units = {**names.value_units, **table.units}
+    write_table(result, target, layout=table.layout, units=units)
+    written = ", ".join([*f_names, potential_name])
+    console.print(f"{len(result)} rows: {target} ({written})", soft_wrap=True, highlight=False, markup=False)
+    if g is not None:
+        relative = error(net, x, g.to(x.dtype)) / float(g.square().sum(dim=1).mean())
         console.print(f"error against the gradients in the file: {decibels(relative):.2f} dB of their mean square")
+
+
+def _beside(file: Path) -> Path:
+    suffix = check_suffix(file)
+    stem = file.name[: -len(suffix)]
+    return file.with_name(f"{stem}-applied{file.name[-len(suffix) :]}")
+
+
+def _check_new(names: list[str], present: list[str], file: Path) -> None:
+    """Refuse to write a column over one that the file has, or over another one."""
+    taken = [name for name in names if name in present]
+    if taken:
+        raise DataFileError(
+            f"{file} has columns {', '.join(taken)} already, which would be lost. Give other names with --f-columns "
+            "and --potential-column."
+        )
+    if len(set(names)) != len(names):
+        raise DataFileError(f"two columns to write have the same name: {', '.join(names)}. Give --f-columns.")
+
+
+@torch.no_grad()
+def _evaluate(net: GradientMap, x: Tensor) -> tuple[Tensor, Tensor]:
+    """f(x) and the potential, some points at a time."""
+    values: list[Tensor] = []
+    potentials: list[Tensor] = []
+    for chunk in x.split(_CHUNK):
+        values.append(net(chunk))
+        potentials.append(net.potential(chunk))
+    return torch.cat(values), torch.cat(potentials)
 
 
 def verify(
     model: Path,
-    file: Annotated[
-        Path | None, typer.Argument(help="Points x1..xd to check at; standard normal if not given.")
-    ] = None,
-    points: Annotated[int, typer.Option(min=3, help="How many points to use.")] = 64,
+    file: Annotated[Path | None, typer.Argument(help="Points to check at; standard normal if not given.")] = None,
+    points_: Annotated[int, typer.Option("--points", min=3, help="How many points to use.")] = 64,
     x_columns: XColumns = None,
+    separator: Separator = None,
 ) -> None:
     """Check that a model is a gradient (and monotone, if it says so) and print the certificate."""
     net = _load_map(model).double()
-    x = None if file is None else select_columns(read_table(file), x_columns, "x", file)
-    certificate = verification.certificate(net, x, points=points)
+    x = None
+    if file is not None:
+        known = ColumnNames.from_notes(read_notes(model), net.features)
+        _, x = points(read(file, separator), x_columns, known, file, net.features)
+    certificate = verification.certificate(net, x, points=points_)
     console.print(certificate.table())
     if not certificate.passed:
         raise typer.Exit(1)
@@ -124,6 +136,7 @@ def export(
     out: Annotated[Path, typer.Option(help="File to write, with the ending of the format.")],
 ) -> None:
     """Write a model and its potential for programs that do not know this package."""
+    check_out(out, model)
     result = export_map(_load_map(model), out, format)
     console.print(f"{', '.join(map(str, result.files))}: {result.check}", soft_wrap=True, highlight=False)
 

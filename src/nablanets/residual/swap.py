@@ -49,6 +49,13 @@ class Swapped(nn.Module):
     _kind: ClassVar[type[Swapped]]
     _original_class: ClassVar[type[nn.Module]]
     _conversion: Conversion
+    #: Tells :func:`nablanets.serialization.save` why not, and the user what to do.
+    cannot_be_saved = (
+        "holds a gradient residual that add_gradient_residuals put there, which its class does not tell. Save the "
+        "weights with safetensors.torch.save_model(model, path); to load them, build the model, convert it with the "
+        "same settings, and call safetensors.torch.load_model(model, path). remove_gradient_residuals(model) gives "
+        "back a model that can be saved."
+    )
     gradient_residual: AttachedSkip
 
     def __reduce_ex__(self, protocol: Any) -> Any:

@@ -1,0 +1,77 @@
+"""The command `nablanets fit`."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from nablanets.cli.app import console
+from nablanets.cli.columns import GColumns, Separator, XColumns, check_out, gradients, points, read
+from nablanets.errors import InvalidInputError
+from nablanets.fitting import decibels
+from nablanets.fitting import fit as fit_network
+from nablanets.fitting.settings import FitSettings
+from nablanets.maps import GradientMap, GradNetC, GradNetM
+from nablanets.parameters import count_parameters
+from nablanets.serialization import save
+from nablanets.starts import standardised
+from nablanets.tables import ColumnNames
+from nablanets.tables.names import NOTE
+
+_MAPS = {"gradnet-c": GradNetC, "gradnet-m": GradNetM}
+#: Random generators of torch take seeds of 64 bits.
+_LARGEST_SEED = 2**63 - 1
+
+
+def fit(
+    file: Annotated[Path, typer.Argument(help="CSV, NPZ or Parquet with points x1..xd and gradients g1..gd.")],
+    out: Annotated[Path, typer.Option(help="Model file to write (.safetensors).")],
+    network: Annotated[str, typer.Option(help="gradnet-c or gradnet-m.")] = "gradnet-c",
+    hidden: Annotated[int, typer.Option(help="Hidden units (per module).")] = 64,
+    depth: Annotated[int, typer.Option(help="Layers of gradnet-c, modules of gradnet-m.")] = 4,
+    activation: Annotated[str | None, typer.Option(help="Activation; the network's own default if not given.")] = None,
+    monotone: Annotated[bool, typer.Option("--monotone", help="Fit the gradient of a convex potential.")] = False,
+    steps: Annotated[int, typer.Option(help="Optimisation steps.")] = 5000,
+    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 5e-3,
+    batch_size: Annotated[int, typer.Option(help="Samples per step.")] = 1000,
+    validation: Annotated[float, typer.Option(help="Fraction of the samples held out.")] = 0.1,
+    seed: Annotated[int, typer.Option(min=0, max=_LARGEST_SEED, help="Seed of weights, split and batches.")] = 0,
+    checkpoint: Annotated[Path | None, typer.Option(help="State file; an interrupted fit goes on from it.")] = None,
+    x_columns: XColumns = None,
+    g_columns: GColumns = None,
+    separator: Separator = None,
+) -> None:
+    """Fit a gradient network to samples of a field in a file; the model remembers the names of the columns."""
+    check_out(out, file)
+    table = read(file, separator)
+    x_names, x = points(table, x_columns, None, file)
+    g_names, g = gradients(table, g_columns, None, file, len(x_names))
+    both = [name for name in x_names if name in g_names]
+    if both:
+        raise InvalidInputError(f"{file}: {', '.join(both)} cannot be a point and a gradient column. Choose one.")
+    torch.manual_seed(seed)
+    net = standardised(_build(network, x.shape[1], hidden, depth, activation, monotone), x, g)
+    settings = FitSettings(steps=steps, learning_rate=lr, batch_size=batch_size, seed=seed)
+    result = fit_network(net, x, g, validation=validation, settings=settings, checkpoint=checkpoint)
+    save(net, out, notes={NOTE: ColumnNames.of(x_names, g_names, table.units).note()})
+    best = decibels(result.best_validation_error / float(g.square().sum(dim=1).mean()))
+    console.print(
+        f"{network}, {count_parameters(net)} parameters: validation error {best:.2f} dB of the mean square gradient "
+        f"({result.best_validation_error:.3e}) at step {result.best_step}; stopped by {result.stop_reason} after "
+        f"{result.seconds:.1f} s.\nModel: {out}",
+        soft_wrap=True,
+    )
+
+
+def _build(network: str, features: int, hidden: int, depth: int, activation: str | None, monotone: bool) -> GradientMap:
+    if network not in _MAPS:
+        near = get_close_matches(network, _MAPS, n=1)
+        raise InvalidInputError(
+            f"--network: there is no {network!r}; choose {near[0] if near else ' or '.join(_MAPS)}."
+        )
+    options: dict[str, Any] = {"monotone": monotone} | ({} if activation is None else {"activation": activation})
+    return _MAPS[network](features, hidden, depth, **options)
