@@ -7,10 +7,10 @@ import pytest
 from nablanets.errors import DataFileError, UnknownNameError
 from nablanets_studies.catalog import find_experiment
 from nablanets_studies.machinery.base import override
+from nablanets_studies.machinery.metrics import Measured
 from nablanets_studies.machinery.runner import run_experiment
-from nablanets_studies.machinery.store import Row
 from nablanets_studies.pictures.classification import load
-from nablanets_studies.pictures.picture_findings import against_standard, alpha_sheet, verdicts
+from nablanets_studies.pictures.picture_findings import PictureMetrics, Score, against_standard, alpha_sheet, find
 
 
 def short(name, tmp_path, *changes):
@@ -81,9 +81,20 @@ def test_data_by_name_that_are_not_there(tmp_path, monkeypatch):
         load(config)
 
 
-def rows(errors, cost=1.4):
-    extra = {"cost": cost, "alpha layer1.0": -1.0}
-    return [Row(arm, k, 10, 1.0, {"e": e} | extra) for arm, values in errors.items() for k, e in enumerate(values)]
+def results(errors, cost=1.4):
+    found = []
+    for arm, values in errors.items():
+        for seed, error in enumerate(values):
+            score = Score(test_error=error)
+            metrics = PictureMetrics(score=score, rate=0.01, epochs=1.0, cost=cost, alphas={"layer1.0": -1.0})
+            found.append(Measured(arm, seed, metrics))
+    return found
+
+
+def verdicts(errors):
+    experiment = find_experiment("classification")
+    config = experiment.preset("quick")
+    return experiment.prose.paragraphs("conclusions", experiment=experiment, config=config, found=find(results(errors)))
 
 
 STANDARD = [0.100, 0.104, 0.102, 0.101]
@@ -98,19 +109,19 @@ STANDARD = [0.100, 0.104, 0.102, 0.101]
     ],
 )
 def test_verdicts_follow_the_numbers(ours, words):
-    (text,) = verdicts(rows({"standard": STANDARD, "gradient": ours}), "e", "test error")
+    (text,) = verdicts({"standard": STANDARD, "gradient": ours})
     assert all(word in text for word in (*words, "gradient, at equal epochs, 1.40 times the time"))
-    (text,) = verdicts(rows({"standard": STANDARD, "gradient-timed": ours}), "e", "test error")
+    (text,) = verdicts({"standard": STANDARD, "gradient-timed": ours})
     assert "gradient-timed, at equal training time" in text
 
 
 def test_what_cannot_be_compared():
-    assert "too few seeds" in verdicts(rows({"standard": [0.1], "gradient": [0.2]}), "e", "test error")[0]
-    assert "no standard skip" in verdicts(rows({"gradient": [0.2]}), "e", "test error")[0]
-    assert against_standard(rows({"standard": STANDARD, "gradient": [0.1]}), "e").arms == {}
+    assert "too few seeds" in verdicts({"standard": [0.1], "gradient": [0.2]})[0]
+    assert "no standard skip" in verdicts({"gradient": [0.2]})[0]
+    assert against_standard(results({"standard": STANDARD, "gradient": [0.1]})) == {}
 
 
 def test_gates_by_layer():
-    sheet = alpha_sheet(rows({"gradient": [0.1, 0.2]}))
+    sheet = alpha_sheet(results({"gradient": [0.1, 0.2]}))
     assert list(sheet.columns) == ["block", "gradient"]
     assert sheet.rows == [["layer1.0", "0.269"]]

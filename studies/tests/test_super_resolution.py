@@ -14,10 +14,12 @@ from nablanets.parameters import count_parameters
 from nablanets_studies.catalog import find_experiment
 from nablanets_studies.images import photographs
 from nablanets_studies.images.photographs import embedded_photographs, licences, packaged_photographs, to_fetch
+from nablanets_studies.machinery.metrics import Measured
 from nablanets_studies.machinery.runner import run_experiment
-from nablanets_studies.machinery.store import Row
 from nablanets_studies.pictures.super_resolution_arms import (
+    BUDGETS,
     METHODS,
+    TIME,
     Choice,
     build,
     choose,
@@ -25,7 +27,7 @@ from nablanets_studies.pictures.super_resolution_arms import (
     source_of,
     train_arm,
 )
-from nablanets_studies.pictures.super_resolution_findings import budget_sheet, conclusions_of, gates
+from nablanets_studies.pictures.super_resolution_findings import SuperResolutionMetrics, budget_sheet, find, gates
 
 # One worker runs this module, so that its run is made once.
 pytestmark = pytest.mark.xdist_group("super-resolution")
@@ -83,7 +85,7 @@ def test_a_kept_network_is_the_one_that_was_measured(run):
 
 def test_arms_are_what_their_names_say():
     config = replace(_EXPERIMENT.preset("quick"), blocks=4)
-    nets = {method: build(config, method, 1.0) for method in METHODS}
+    nets = {name: build(config, method, 1.0) for name, method in METHODS.items()}
     plain = count_parameters(nets["standard"])
     extra = {m: count_parameters(net) - plain for m, net in nets.items()}
     assert extra == {
@@ -116,7 +118,7 @@ def test_rates_and_alphas_are_chosen_on_validation_pictures():
     errors = {}
     for alpha in config.alphas:
         choice = Choice(alpha, 3e-3)
-        _, trained = train_arm(config, "gradient", choice, seed=1000, epochs=config.trial_epochs)
+        _, trained = train_arm(config, METHODS["gradient"], choice, seed=1000, epochs=config.trial_epochs)
         errors[alpha] = trained.record.history[-1].validation_error
     assert chosen.alpha == min(errors, key=errors.__getitem__)
     assert choose(config, "damped").alpha == chosen.alpha
@@ -161,34 +163,41 @@ def test_a_folder_of_ones_own_is_read(tmp_path):
     assert set(row.metrics) == {"psnr", "ssim", "psnr_A", "psnr_B", "gain"}
 
 
-def _rows(values, budget="time"):
-    """Rows with PSNR by method and seed; bicubic has 30 dB."""
-    return [
-        Row(f"{method}-{budget}", seed, 10, 1.0, {"psnr": v, "gain": v - 30, "milliseconds": 10.0, "gate_1": 0.5})
-        for method, each in values.items()
-        for seed, v in enumerate(each)
-    ]
+def _results(values, budget="time"):
+    """Results with PSNR by method and seed; bicubic has 30 dB."""
+    found = []
+    for method, psnrs in values.items():
+        for seed, psnr in enumerate(psnrs):
+            metrics = SuperResolutionMetrics(psnr=psnr, ssim=0.9, gain=psnr - 30, milliseconds=10.0, gates=(0.5,))
+            found.append(Measured(f"{method}-{budget}", seed, metrics))
+    return found
+
+
+def conclusions_of(results, budgets):
+    found = find(results, [BUDGETS[name] for name in budgets])
+    config = _EXPERIMENT.preset("quick")
+    return _EXPERIMENT.prose.paragraphs("conclusions", experiment=_EXPERIMENT, config=config, found=found)
 
 
 def test_conclusions_follow_the_numbers():
-    good = _rows({"standard": [32.0, 32.1, 31.9], "gradient": [32.2, 32.31, 32.09], "no-skip": [31.0, 31.1, 30.9]})
+    good = _results({"standard": [32.0, 32.1, 31.9], "gradient": [32.2, 32.31, 32.09], "no-skip": [31.0, 31.1, 30.9]})
     texts = " ".join(conclusions_of(good, ["time"]))
     assert "arms are 1.00 dB (no-skip) to 2.20 dB (gradient) above bicubic." in texts
     assert "better: gradient (+0.200 ± 0.006); worse: no-skip (-1.000 ± 0.000); not distinguishable: none" in texts
     assert "gradient, is +0.200 ± 0.006 dB from the standard skip: the target of 0.10 dB is reached." in texts
     assert "The best other control, no-skip, is -1.200 dB from it." in texts
-    small = _rows({"standard": [32.0, 32.1, 31.9], "gradient": [32.05, 32.15, 31.95]})
+    small = _results({"standard": [32.0, 32.1, 31.9], "gradient": [32.05, 32.15, 31.95]})
     assert "is not reached (too little)" in conclusions_of(small, ["time"])[-1]
-    noisy = _rows({"standard": [32.0, 32.1, 31.9], "gradient": [32.6, 32.1, 31.9]})
+    noisy = _results({"standard": [32.0, 32.1, 31.9], "gradient": [32.6, 32.1, 31.9]})
     assert "is not reached (not certain)" in conclusions_of(noisy, ["time"])[-1]
     assert "not distinguishable: gradient" in conclusions_of(noisy, ["time"])[1]
-    bad = _rows({"standard": [29.0, 29.1, 28.9], "gradient": [28.9, 29.0, 28.8]})
+    bad = _results({"standard": [29.0, 29.1, 28.9], "gradient": [28.9, 29.0, 28.8]})
     assert "not above it: standard, gradient" in conclusions_of(bad, ["time"])[0]
     assert "no standard skip" in conclusions_of(good, ["epochs"])[0]
-    both = [*good, *_rows({"standard": [32.0, 32.1, 31.9], "gradient": [32.3, 32.4, 32.2]}, "epochs")]
+    both = [*good, *_results({"standard": [32.0, 32.1, 31.9], "gradient": [32.3, 32.4, 32.2]}, "epochs")]
     last = conclusions_of(both, ["time", "epochs"])[-1]
     assert last.endswith("equal epochs is kindest to gradients: gradient +0.300 ± 0.000 dB.")
-    sheet = budget_sheet(good, "time")
+    sheet = budget_sheet(good, TIME)
     assert [line[0] for line in sheet.rows] == ["gradient", "standard", "no-skip"]
     assert sheet.rows[0][3] == "+0.200 ± 0.006"
     assert gates(good)["gradient-time"] == [0.5]

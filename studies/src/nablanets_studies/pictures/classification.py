@@ -20,6 +20,7 @@ from nablanets_studies.images.judge import accuracy
 from nablanets_studies.images.models import ResNet
 from nablanets_studies.images.training import Stored
 from nablanets_studies.machinery.base import Column
+from nablanets_studies.pictures.picture_findings import Score
 from nablanets_studies.pictures.pictures import PictureConfig, PictureExperiment, Task
 from nablanets_studies.residual.arms import Arm
 
@@ -61,7 +62,8 @@ class ClassificationExperiment(PictureExperiment[ClassificationConfig]):
 
     name = "classification"
     summary = "Classify pictures by a ResNet: gradient residuals and controls, at equal epochs and at equal time."
-    error, error_title = "test_error", "test error"
+    template = "classification.md.j2"
+    error_title = "test error"
     columns = (
         Column("accuracy", "test accuracy [%]"),
         Column("epochs", "epochs"),
@@ -91,8 +93,7 @@ class ClassificationExperiment(PictureExperiment[ClassificationConfig]):
     seeds = {"quick": 3, "fashion": 3, "paper": 3}  # noqa: RUF012
 
     def task(self, config: ClassificationConfig) -> Task:
-        split = load(config)
-        train, validation, test = split
+        train, validation, test = load(config)
 
         def build(skip: Arm) -> nn.Module:
             channels = train.pictures.shape[1]
@@ -105,25 +106,15 @@ class ClassificationExperiment(PictureExperiment[ClassificationConfig]):
                 skip=skip,
             )
 
-        def judge(net: nn.Module) -> dict[str, float]:
+        def judge(net: nn.Module) -> Score:
             found = accuracy(net, test.pictures, test.labels, test.classes)
-            return {"accuracy": 100 * found, "test_error": 1 - found}
+            return Score(accuracy=100 * found, test_error=1 - found)
 
         def validate(net: nn.Module) -> float:
             return 1 - accuracy(net, validation.pictures, validation.labels, validation.classes)
 
         augment = (shifted_and_mirrored, 3) if config.augment else (None, 0)
         return Task(build, Stored(train.pictures, train.labels, *augment), F.cross_entropy, validate, judge)
-
-    def notes(self, config: ClassificationConfig) -> list[str]:
-        return [
-            "From the paper: gradient residuals classify as well as standard residual networks (about 91.7 % on CIFAR-10 "
-            "was reported). The network, data and settings of the paper are not known to us: all that follows is ours.",
-            f"Data: {config.data}, {config.validation_samples} training pictures held out for choices. A ResNet with "
-            f"{config.blocks} blocks per stage, first width {config.width}, stem {config.stem!r}; blocks end in batch norm, "
-            "so gradients are taken before it.",
-            *self.shared_notes(config),
-        ]
 
 
 def load(config: ClassificationConfig) -> Split:

@@ -19,6 +19,7 @@ from nablanets_studies.images.masks import IGNORED, VOC_CLASSES, MaskedPictures,
 from nablanets_studies.images.models import Segmenter, UNet
 from nablanets_studies.images.training import Source, Stored
 from nablanets_studies.machinery.base import Column
+from nablanets_studies.pictures.picture_findings import Score
 from nablanets_studies.pictures.pictures import PictureConfig, PictureExperiment, Task
 from nablanets_studies.residual.arms import Arm
 
@@ -71,7 +72,8 @@ class SegmentationExperiment(PictureExperiment[SegmentationConfig]):
 
     name = "segmentation"
     summary = "Segment pictures by U-Net, FCN or DeepLab: gradient residuals and controls, at equal epochs and time."
-    error, error_title = "test_error", "1 - mean IoU"
+    template = "segmentation.md.j2"
+    error_title = "1 - mean IoU"
     columns = (
         Column("iou", "test mean IoU [%]"),
         Column("epochs", "epochs"),
@@ -106,22 +108,14 @@ class SegmentationExperiment(PictureExperiment[SegmentationConfig]):
         def score(net: nn.Module, part: tuple[Tensor, Tensor]) -> float:
             return mean_iou(net, *part, pixels.classes, ignored=IGNORED)
 
-        def judge(net: nn.Module) -> dict[str, float]:
+        def validate(net: nn.Module) -> float:
+            return 1 - score(net, pixels.validation)
+
+        def judge(net: nn.Module) -> Score:
             found = score(net, pixels.test)
-            return {"iou": 100 * found, "test_error": 1 - found}
+            return Score(iou=100 * found, test_error=1 - found)
 
-        return Task(build, pixels.source, _loss, lambda net: 1 - score(net, pixels.validation), judge)
-
-    def notes(self, config: SegmentationConfig) -> list[str]:
-        return [
-            "From the paper: gradient residuals segment as well as standard residual networks (about 63.3 % mean IoU on "
-            "Pascal VOC was reported). The network, data and settings of the paper are not known to us: all that follows "
-            "is ours.",
-            _DESCRIPTIONS[config.data],
-            f"Network: {config.network}, first width {config.width}. The mean IoU is over all pixels of the test pictures, "
-            "averaged over classes, background included.",
-            *self.shared_notes(config),
-        ]
+        return Task(build, pixels.source, _loss, validate, judge)
 
 
 def network(config: SegmentationConfig, classes: int, channels: int, skip: Arm) -> nn.Module:
@@ -207,15 +201,4 @@ _READERS: dict[str, Callable[[SegmentationConfig], Pixels]] = {
     "brain-tissue": _brain,
     "cut-outs": _cutouts,
     "voc": _voc,
-}
-_DESCRIPTIONS = {
-    "digits": "Handwritten digits of scikit-learn, scaled and placed at random on photographs of scikit-learn and "
-    "scikit-image; each of the three parts has digits and photographs of its own. Two classes.",
-    "brain-tissue": "Axial slices of the MNI152 T1 brain: grey matter, white matter, and the rest, by the largest "
-    "probability of its maps. Slices go to training, choices and test by slabs of 8 mm with 5 mm between them that "
-    "nobody uses, since neighbours are nearly equal; all are of one (average) brain, so this says nothing about others.",
-    "cut-outs": "Photographic cut-outs of Tux Paint (animals, food, plants, vehicles), scaled and placed at random on "
-    "photographs of scikit-learn and scikit-image; each of the three parts has cut-outs and photographs of its own.",
-    "voc": "Pascal VOC: training pictures, every tenth held out for choices; the official validation pictures as the "
-    "test. Pieces of one size; pictures are judged on their middle.",
 }

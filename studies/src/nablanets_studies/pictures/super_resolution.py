@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import lru_cache
+from typing import NamedTuple
 
-from nablanets.errors import unknown_name
+from torch import nn
+
 from nablanets.fitting.loop import Report
 from nablanets.fitting.settings import decibels
 from nablanets.parameters import count_parameters
@@ -15,22 +17,51 @@ from nablanets_studies.images.models import Bicubic
 from nablanets_studies.images.patches import middle
 from nablanets_studies.images.super_resolution import average_quality
 from nablanets_studies.machinery.base import Column, Experiment, PartResult, Picture, Sheet
+from nablanets_studies.machinery.metrics import measured
 from nablanets_studies.machinery.plots import learning_curves, panels
 from nablanets_studies.machinery.store import RunFolder
 from nablanets_studies.pictures.super_resolution_arms import (
+    ARMS,
     BUDGETS,
-    CARRYING,
     METHODS,
+    STANDARD,
+    SuperResolutionArm,
     SuperResolutionConfig,
+    arms_of,
     choose,
     pictures_of,
     source_of,
     train_arm,
 )
-from nablanets_studies.pictures.super_resolution_findings import best_of, budget_sheet, conclusions_of, gates, psnrs
+from nablanets_studies.pictures.super_resolution_findings import (
+    SuperResolutionFindings,
+    SuperResolutionMetrics,
+    SuperResolutionResults,
+    best_carrying,
+    budget_sheet,
+    find,
+    gates,
+    psnrs,
+)
 
+#: Side of the parts of pictures that are shown, in pixels.
 _CROP = 96
+#: The arm that is not trained.
 _BICUBIC = "bicubic"
+
+
+class SuperResolutionFacts(NamedTuple):
+    """What the protocol says beside the configuration: where the pictures of this machine come from."""
+
+    source: str
+
+
+class Tested(NamedTuple):
+    """PSNR and SSIM over all test pictures, and the PSNR of each set if there are several."""
+
+    psnr: float
+    ssim: float
+    psnr_by_set: dict[str, float]
 
 
 class SuperResolutionExperiment(Experiment[SuperResolutionConfig]):
@@ -38,6 +69,7 @@ class SuperResolutionExperiment(Experiment[SuperResolutionConfig]):
 
     name = "super-resolution"
     summary = "Enlarge photographs with EDSR: gradient residuals and every control, at equal epochs and at equal time."
+    template = "super_resolution.md.j2"
     columns = (
         Column("psnr", "PSNR [dB]", ".3f"),
         Column("gain", "over bicubic", ".3f"),
@@ -71,104 +103,73 @@ class SuperResolutionExperiment(Experiment[SuperResolutionConfig]):
     seeds = {"quick": 3, "paper": 3}  # noqa: RUF012
 
     def arms(self, config: SuperResolutionConfig) -> list[str]:
-        for kind, chosen, known in (("method", config.methods, METHODS), ("budget", config.budgets, BUDGETS)):
-            for name in chosen:
-                if name not in known:
-                    raise unknown_name(kind, name, known)
-        return [_BICUBIC, *(f"{method}-{budget}" for budget in config.budgets for method in config.methods)]
+        return [_BICUBIC, *(arm.name for arm in arms_of(config))]
 
     def run_part(self, config: SuperResolutionConfig, arm: str, seed: int, report: Report) -> PartResult:
         if arm == _BICUBIC:
-            metrics = _measured(config, [Bicubic(config.scale)])
-            return PartResult(None, 0, 0.0, metrics | {"gain": 0.0})
-        method, budget = arm.rsplit("-", maxsplit=1)
-        choice = choose(config, method)
-        net, trained = train_arm(config, method, choice, seed=seed, budget=budget, report=report)
+            metrics = SuperResolutionMetrics(**_measured(config, [Bicubic(config.scale)])._asdict(), gain=0.0)
+            return PartResult(None, 0, 0.0, metrics.to_metrics())
+        wanted = ARMS[arm]
+        choice = choose(config, wanted.method.name)
+        net, trained = train_arm(config, wanted.method, choice, seed=seed, budget=wanted.budget, report=report)
         record = trained.record
-        metrics = _measured(config, trained.last)
-        metrics |= {
-            "gain": metrics["psnr"] - _bicubic_psnr(config),
-            "validation_psnr": -decibels(record.history[-1].validation_error),
-            "milliseconds": 1000 * record.seconds / record.steps,
-            "steps": float(record.steps),
-            "rate": choice.rate,
-        }
+        tested = _measured(config, trained.last)
         gated = [layer for layer in net.body if isinstance(layer, GradientResidual) and hasattr(layer, "alpha")]
-        if gated:
-            metrics |= {"alpha": choice.alpha}
-            metrics |= {f"gate_{i}": float(layer.gate().detach()) for i, layer in enumerate(gated, start=1)}
-        return PartResult(net, count_parameters(net), record.seconds, metrics)
+        metrics = SuperResolutionMetrics(
+            **tested._asdict(),
+            gain=tested.psnr - _bicubic_psnr(config),
+            validation_psnr=-decibels(record.history[-1].validation_error),
+            milliseconds=1000 * record.seconds / record.steps,
+            steps=float(record.steps),
+            rate=choice.rate,
+            alpha=choice.alpha if gated else None,
+            gates=tuple(float(layer.gate().detach()) for layer in gated),
+        )
+        return PartResult(net, count_parameters(net), record.seconds, metrics.to_metrics())
 
     def sheets(self, config: SuperResolutionConfig, run: RunFolder) -> list[Sheet]:
-        return [sheet for budget in config.budgets if (sheet := budget_sheet(run.rows(), budget)) is not None]
+        results = measured(run.rows(), SuperResolutionMetrics)
+        sheets = [budget_sheet(results, BUDGETS[name]) for name in config.budgets]
+        return [sheet for sheet in sheets if sheet is not None]
 
-    def conclusions(self, config: SuperResolutionConfig, run: RunFolder) -> list[str]:
-        return conclusions_of(run.rows(), config.budgets)
+    def facts(self, config: SuperResolutionConfig) -> SuperResolutionFacts:
+        return SuperResolutionFacts(source_of(config))
 
-    def notes(self, config: SuperResolutionConfig) -> list[str]:
-        source = source_of(config)
-        where = {
-            "packaged": "45 photographs inside Debian packages to train on, 6 others to choose settings with, and ten test "
-            "pictures: butterfly, barbara, kodim23, monarch, sail, tulips, astronaut, chelsea, coffee, flower",
-            "embedded": "the few photographs inside scikit-image and scikit-learn, since those inside Debian packages are "
-            "not on this machine (`nablanets data get`): eight to train on, many of them textures, two to choose settings "
-            "with, four to test on",
-        }.get(source, f"the folders {config.train}, {config.validation} and {', '.join(config.tests)} of {source}")
-        return [
-            "From the paper: EDSR and a simplified EDSR with gradient residuals, 3 seeds, 500 epochs on DIV2K, PSNR as mean "
-            "over pictures, and the average of the evaluations in the last quarter. Simplified EDSR is not described: "
-            "the quick preset's form (few blocks, one sub-pixel convolution, added to the bicubic enlargement) is ours. "
-            "So are the equal time, the controls, and the arms that go through g or learn a probe.",
-            f"Pictures: {where}. Reduced x{config.scale} by MATLAB's bicubic; PSNR and SSIM of the luminance (BT.601), of "
-            f"outputs in bytes, without {config.scale} pixels at each border.",
-            f"{config.blocks} blocks of width {config.width}; mean absolute error on patches of {config.patch} x "
-            f"{config.patch} small pixels in batches of {config.batch_size}, mirrored and turned, more where there is "
-            f"detail; Adam with cosine decay"
-            + (f", average of weights with decay {config.ema}" if config.ema else "")
-            + f". By epochs: {config.epochs:g} epochs of 16,000 patches. By time: {config.seconds:g} s of processor time "
-            "without validation, the rate falling with the time that is spent.",
-            f"Each arm takes the rate of {config.rates} and, where it has one, the initial alpha of {config.alphas} with "
-            f"the highest PSNR of the validation pictures after {config.trial_epochs:g} epochs."
-            if len(config.rates) * len(config.alphas) > 1
-            else f"All arms have the rate {config.rates[0]} and start at alpha = {config.alphas[0]}.",
-            "gradient: g of unit norm over the channels of each pixel, under stop-gradient. gradient-full: not normalised, "
-            "with back-propagation through g. gradient-probe: J'v with v trained, g as in gradient; gradient-full-probe: "
-            "both. damped: (1 - s) x; random: a fixed random unit vector in place of g; alpha of these two is that of "
-            "gradient. All alphas are trained, one per block. guided: standard skips, with Sobel maps as further inputs. "
-            "deeper: standard skips in 1.5 times the blocks, about the cost of going through g.",
-            "Standard errors are those of the mean over seeds; differences are taken seed by seed.",
-        ]  # fmt: skip
+    def findings(self, config: SuperResolutionConfig, run: RunFolder) -> SuperResolutionFindings:
+        results = measured(run.rows(), SuperResolutionMetrics)
+        return find(results, [BUDGETS[name] for name in config.budgets])
 
     def pictures(self, config: SuperResolutionConfig, run: RunFolder) -> Iterator[Picture]:
-        caption = "PSNR of the validation pictures with its sign turned, by {}: mean and range over seeds."
-        for budget, versus in (("epochs", "step"), ("time", "seconds")):
-            if budget in config.budgets:
-                arms = [f"{method}-{budget}" for method in config.methods]
-                yield learning_curves(run, arms, caption.format(versus), versus=versus)
-        yield from _gate_picture(run)
-        yield from _crops(config, run)
+        results = measured(run.rows(), SuperResolutionMetrics)
+        for budget in BUDGETS.values():
+            arms = [arm.name for arm in arms_of(config) if arm.budget == budget]
+            if arms:
+                caption = f"PSNR of the validation pictures with its sign turned, by {budget.versus}: mean and range over seeds."
+                yield learning_curves(run, arms, caption, versus=budget.versus)
+        yield from _gate_picture(results)
+        yield from _crops(config, run, results)
 
 
-def _measured(config: SuperResolutionConfig, nets: list) -> dict[str, float]:
-    """PSNR and SSIM over all test pictures, and the PSNR of each set if there are several."""
+def _measured(config: SuperResolutionConfig, nets: list) -> Tested:
+    """The quality of pictures enlarged by networks, mean over the networks."""
     tests = pictures_of(config).tests
     found = {name: average_quality(nets, photographs.pictures, config.scale) for name, photographs in tests.items()}
     counts = {name: len(photographs.pictures) for name, photographs in tests.items()}
     total = sum(counts.values())
-    means = {
-        metric: sum(counts[name] * getattr(found[name], metric) for name in tests) / total
-        for metric in ("psnr", "ssim")
-    }
-    return means | ({f"psnr_{name}": q.psnr for name, q in found.items()} if len(tests) > 1 else {})
+    return Tested(
+        psnr=sum(counts[name] * quality.psnr for name, quality in found.items()) / total,
+        ssim=sum(counts[name] * quality.ssim for name, quality in found.items()) / total,
+        psnr_by_set={name: quality.psnr for name, quality in found.items()} if len(tests) > 1 else {},
+    )
 
 
 @lru_cache(maxsize=4)
 def _bicubic_psnr(config: SuperResolutionConfig) -> float:
-    return _measured(config, [Bicubic(config.scale)])["psnr"]
+    return _measured(config, [Bicubic(config.scale)]).psnr
 
 
-def _gate_picture(run: RunFolder) -> Iterator[Picture]:
-    found = gates(run.rows())
+def _gate_picture(results: SuperResolutionResults) -> Iterator[Picture]:
+    found = gates(results)
     if not found:
         return
     figure, (ax,) = panels(1, 1, width=7, height=4)
@@ -182,14 +183,18 @@ def _gate_picture(run: RunFolder) -> Iterator[Picture]:
     )
 
 
-def _crops(config: SuperResolutionConfig, run: RunFolder) -> Iterator[Picture]:
+def _crops(config: SuperResolutionConfig, run: RunFolder, results: SuperResolutionResults) -> Iterator[Picture]:
     """The middle of the first test picture, enlarged by bicubic, the standard skip and the best gradient, with errors."""
-    budget = config.budgets[-1]
-    best = best_of(psnrs(run.rows(), budget), CARRYING)
-    shown = [m for m in ("standard", best) if m is not None and (f"{m}-{budget}", 0) in run.finished()]
+    budget = BUDGETS[config.budgets[-1]]
+    finished = run.finished()
+    nets: dict[str, nn.Module] = {_BICUBIC: Bicubic(config.scale)}
+    for method in (STANDARD.name, best_carrying(psnrs(results, budget))):
+        if method is not None:
+            shown = SuperResolutionArm(METHODS[method], budget)
+            if (shown.name, 0) in finished:
+                nets[method] = run.load_model(shown.name, 0).eval()
     name, photographs = next(iter(pictures_of(config).tests.items()))
     picture = photographs.pictures[0]
-    nets = {_BICUBIC: Bicubic(config.scale)} | {m: run.load_model(f"{m}-{budget}", 0).eval() for m in shown}
     pairs = {arm: reconstruction(net, picture, config.scale) for arm, net in nets.items()}
     original = pairs[_BICUBIC][1]
     figure, axes = panels(2, 1 + len(pairs), width=2.8, height=2.8)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 
@@ -23,21 +23,93 @@ from nablanets_studies.images.photographs import (
 )
 from nablanets_studies.images.super_resolution import Trained, train_super_resolution
 from nablanets_studies.images.training import TrainSettings
-from nablanets_studies.residual.arms import ARMS
+from nablanets_studies.residual.arms import ARMS as SKIPS
 
-#: Arms that carry gradients, and those of their size that carry none.
-CARRYING = ("gradient", "gradient-full", "gradient-probe", "gradient-full-probe")
-CONTROLS = ("standard", "no-skip", "damped", "random")
-METHODS = (*CONTROLS, *CARRYING, "guided", "deeper")
-BUDGETS = ("epochs", "time")
-
-_SKIPS: dict[str, dict[str, Any]] = {
-    **{name: ARMS[name] for name in METHODS if name in ARMS},
-    "gradient-full-probe": {**ARMS["gradient-full"], "probe": "learned"},
-}
-_ALPHA_OF_GRADIENT = ("damped", "random")
+#: Of the short trainings that choose rates and alphas; test trainings have small seeds.
 _TRIAL_SEED = 1000
+#: So many pictures validate.
 _VALIDATION_PICTURES = 10
+
+
+@dataclass(frozen=True)
+class Method:
+    """What the skips of a network carry, and what else is special about it.
+
+    Attributes:
+        name: of the method.
+        skip: settings of a residual block.
+        alpha: where alpha starts: chosen by validation pictures, or as chosen for "gradient"; None: there is no alpha.
+        carries_gradients: whether the skip carries a gradient.
+        control: whether it is one that gradients are compared with beside the standard skip.
+        depth: blocks over those of the configuration.
+        guided: has Sobel maps as further inputs.
+    """
+
+    name: str
+    skip: Mapping[str, Any]
+    alpha: Literal["chosen", "of gradient"] | None = None
+    carries_gradients: bool = False
+    control: bool = False
+    depth: float = 1.0
+    guided: bool = False
+
+
+def _carrying(name: str, skip: Mapping[str, Any]) -> Method:
+    return Method(name, skip, alpha="chosen", carries_gradients=True)
+
+
+STANDARD = Method("standard", SKIPS["standard"])
+GRADIENT = _carrying("gradient", SKIPS["gradient"])
+_ALL_METHODS = (
+    STANDARD,
+    Method("no-skip", SKIPS["no-skip"], control=True),
+    Method("damped", SKIPS["damped"], alpha="of gradient", control=True),
+    Method("random", SKIPS["random"], alpha="of gradient", control=True),
+    GRADIENT,
+    _carrying("gradient-full", SKIPS["gradient-full"]),
+    _carrying("gradient-probe", SKIPS["gradient-probe"]),
+    _carrying("gradient-full-probe", {**SKIPS["gradient-full"], "probe": "learned"}),
+    Method("guided", SKIPS["standard"], guided=True),
+    Method("deeper", SKIPS["standard"], control=True, depth=1.5),
+)
+METHODS = {method.name: method for method in _ALL_METHODS}
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What is equal for all arms of a comparison.
+
+    Attributes:
+        name: in the settings.
+        title: in sentences.
+        versus: what learning curves are drawn against, a field of the history.
+    """
+
+    name: str
+    title: str
+    versus: str
+
+
+EPOCHS = Budget("epochs", "epochs", versus="step")
+TIME = Budget("time", "training time", versus="seconds")
+BUDGETS = {budget.name: budget for budget in (EPOCHS, TIME)}
+
+
+@dataclass(frozen=True)
+class SuperResolutionArm:
+    """A method that is trained with a budget."""
+
+    method: Method
+    budget: Budget
+
+    @property
+    def name(self) -> str:
+        return f"{self.method.name}-{self.budget.name}"
+
+
+_ALL_ARMS = [SuperResolutionArm(method, budget) for budget in BUDGETS.values() for method in METHODS.values()]
+#: All that there can be, by name.
+ARMS = {arm.name: arm for arm in _ALL_ARMS}
 
 
 @dataclass(frozen=True)
@@ -67,8 +139,8 @@ class SuperResolutionConfig:
     train: str = "DIV2K_train_HR"
     validation: str = "DIV2K_valid_HR"
     tests: tuple[str, ...] = ("Set5", "Set14", "BSD100", "Urban100", "DIV2K_valid_HR")
-    methods: tuple[str, ...] = METHODS
-    budgets: tuple[str, ...] = BUDGETS
+    methods: tuple[str, ...] = tuple(METHODS)
+    budgets: tuple[str, ...] = tuple(BUDGETS)
     scale: int = 2
     blocks: int = 16
     width: int = 64
@@ -104,22 +176,35 @@ class Pictures(NamedTuple):
     tests: dict[str, Photographs]
 
 
-def build(config: SuperResolutionConfig, method: str, alpha: float) -> EDSR:
-    """The network of a method; "deeper" is "standard" with 1.5 times the blocks."""
-    if method not in METHODS:
-        raise unknown_name("method", method, METHODS)
-    skip = _SKIPS.get(method, _SKIPS["standard"])
-    gated = skip["skip"] in ("gradient", "damped", "random")
+def arms_of(config: SuperResolutionConfig) -> list[SuperResolutionArm]:
+    """The trained arms of a run.
+
+    Raises:
+        UnknownNameError: there is no such method or budget.
+    """
+    for name in config.methods:
+        if name not in METHODS:
+            raise unknown_name("method", name, METHODS)
+    for name in config.budgets:
+        if name not in BUDGETS:
+            raise unknown_name("budget", name, BUDGETS)
+    methods = [METHODS[name] for name in config.methods]
+    budgets = [BUDGETS[name] for name in config.budgets]
+    return [SuperResolutionArm(method, budget) for budget in budgets for method in methods]
+
+
+def build(config: SuperResolutionConfig, method: Method, alpha: float) -> EDSR:
+    """The network of a method, with alpha where its training starts."""
     return EDSR(
         config.scale,
-        blocks=round(1.5 * config.blocks) if method == "deeper" else config.blocks,
+        blocks=round(method.depth * config.blocks),
         width=config.width,
-        skip={**skip, "alpha": alpha} if gated else skip,
+        skip=method.skip if method.alpha is None else {**method.skip, "alpha": alpha},
         activation=config.activation,
         residual_scale=config.residual_scale,
         tail=config.tail,  # type: ignore[arg-type]
         onto_bicubic=config.onto_bicubic,
-        guided=method == "guided",
+        guided=method.guided,
     )
 
 
@@ -133,13 +218,16 @@ def pictures_of(config: SuperResolutionConfig) -> Pictures:
     """The pictures of a run."""
     source = source_of(config)
     if source in ("packaged", "embedded"):
-        part = packaged_photographs if source == "packaged" else embedded_photographs
-        train, validation, tests = part("train"), part("validation"), {"test": part("test")}
+        read = packaged_photographs if source == "packaged" else embedded_photographs
+        train = read("train")
+        validation = read("validation")
+        tests = {"test": read("test")}
     else:
         folder = Path(source)
-        train, validation = photographs_of(folder / config.train), photographs_of(folder / config.validation)
+        train = photographs_of(folder / config.train)
+        validation = photographs_of(folder / config.validation)
         tests = {name: photographs_of(folder / name) for name in config.tests}
-    chosen = [middle(p, config.validation_side) for p in validation.pictures[:_VALIDATION_PICTURES]]
+    chosen = [middle(picture, config.validation_side) for picture in validation.pictures[:_VALIDATION_PICTURES]]
     return Pictures(train, chosen, tests)
 
 
@@ -150,16 +238,16 @@ def _patches(config: SuperResolutionConfig) -> PatchPairs:
 
 def train_arm(
     config: SuperResolutionConfig,
-    method: str,
+    method: Method,
     choice: Choice,
     *,
     seed: int,
-    budget: str = "epochs",
+    budget: Budget = EPOCHS,
     epochs: float | None = None,
     report: Report | Callable[[Any], None] = lambda _: None,
 ) -> tuple[EDSR, Trained]:
-    """A network of an arm, trained by epochs or by time."""
-    by_epochs = budget == "epochs"
+    """A network of a method, trained by epochs (those of the configuration if None) or by time."""
+    by_epochs = budget == EPOCHS
     settings = TrainSettings(
         epochs=(epochs or config.epochs) if by_epochs else None,
         seconds=None if by_epochs else config.seconds,
@@ -179,11 +267,12 @@ def train_arm(
 
 
 @lru_cache(maxsize=256)
-def choose(config: SuperResolutionConfig, method: str) -> Choice:
-    """The alpha and rate with the highest PSNR of the validation pictures after a short training."""
-    alphas = config.alphas if method in CARRYING else config.alphas[:1]
-    if method in _ALPHA_OF_GRADIENT and "gradient" in config.methods:
-        alphas = (choose(config, "gradient").alpha,)
+def choose(config: SuperResolutionConfig, name: str) -> Choice:
+    """The alpha and rate of a method with the highest PSNR of the validation pictures after a short training."""
+    method = METHODS[name]
+    alphas = config.alphas if method.carries_gradients else config.alphas[:1]
+    if method.alpha == "of gradient" and GRADIENT.name in config.methods:
+        alphas = (choose(config, GRADIENT.name).alpha,)
     choices = [Choice(alpha, rate) for alpha in alphas for rate in config.rates]
     if len(choices) == 1:
         return choices[0]

@@ -1,20 +1,52 @@
-"""What follows from the numbers of the super-resolution study."""
+"""What is measured in the super-resolution study, and what follows from the numbers."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from nablanets_studies.machinery.base import Sheet
-from nablanets_studies.machinery.findings import listing
-from nablanets_studies.machinery.store import Row
-from nablanets_studies.pictures.super_resolution_arms import CARRYING, CONTROLS
+from nablanets_studies.machinery.metrics import Measured, Metrics, group, series
+from nablanets_studies.pictures.super_resolution_arms import ARMS, METHODS, STANDARD, Budget
 
-#: What a gradient residual should gain over the standard skip, in dB, and by how many standard errors.
+#: What a gradient residual should gain over the standard skip, in dB.
 TARGET = 0.10
+#: By how many standard errors a difference is certain.
 CERTAIN = 2.0
-_NAMES = {"epochs": "epochs", "time": "training time"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuperResolutionMetrics(Metrics):
+    """What is measured of an arm; bicubic interpolation, which is not trained, has the first four only.
+
+    Attributes:
+        psnr, ssim: mean over all test pictures.
+        psnr_by_set: of each set of test pictures, if there are several.
+        gain: PSNR over bicubic's.
+        validation_psnr: at the last evaluation.
+        milliseconds: of training per step.
+        steps: of training.
+        rate, alpha: what validation pictures chose; alpha is where its training starts.
+        gates: s(alpha) of each block after training.
+    """
+
+    psnr: float
+    ssim: float
+    psnr_by_set: Mapping[str, float] = field(default_factory=dict, metadata=group("psnr_"))
+    gain: float
+    validation_psnr: float | None = None
+    milliseconds: float | None = None
+    steps: float | None = None
+    rate: float | None = None
+    alpha: float | None = None
+    gates: tuple[float, ...] = field(default=(), metadata=series("gate_", first=1))
+
+
+SuperResolutionResults = Sequence[Measured[SuperResolutionMetrics]]
+#: A number by the name of a method and by seed.
+Values = Mapping[str, Mapping[int, float]]
 
 
 class Estimate(NamedTuple):
@@ -24,9 +56,10 @@ class Estimate(NamedTuple):
     error: float | None
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> Estimate:
-        error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else None
-        return cls(statistics.fmean(values), error)
+    def of(cls, values: Iterable[float]) -> Estimate:
+        numbers = list(values)
+        error = statistics.stdev(numbers) / len(numbers) ** 0.5 if len(numbers) > 1 else None
+        return cls(statistics.fmean(numbers), error)
 
     def text(self, spec: str = ".3f") -> str:
         return f"{self.mean:{spec}}" + ("" if self.error is None else f" ± {self.error:.3f}")
@@ -37,126 +70,189 @@ class Estimate(NamedTuple):
         return self.error is not None and abs(self.mean) > CERTAIN * self.error
 
 
-def psnrs(rows: Iterable[Row], budget: str, metric: str = "psnr") -> dict[str, dict[int, float]]:
-    """A metric by method and seed, of the trainings with a budget."""
+class Lead(NamedTuple):
+    """How far a method is above another, in dB."""
+
+    method: str
+    above: Estimate
+
+
+class Gain(NamedTuple):
+    """How far a method is above bicubic, in dB, mean over seeds."""
+
+    method: str
+    gain: float
+
+
+class Gains(NamedTuple):
+    """The smallest and the largest gain over bicubic, and the methods that have none."""
+
+    lowest: Gain
+    highest: Gain
+    below: list[str]
+
+
+class Verdict(NamedTuple):
+    """The best gradient residual against the standard skip, and against the best of the other controls."""
+
+    best: Lead
+    control: Lead | None
+
+    @property
+    def large(self) -> bool:
+        """Whether it gains what it should; that may be by chance."""
+        return self.best.above.mean >= TARGET and not self.best.above.certain
+
+    @property
+    def reached(self) -> bool:
+        return self.best.above.mean >= TARGET and self.best.above.certain
+
+
+class BudgetFindings(NamedTuple):
+    """What follows for one budget; without a standard skip there are no gains, and nothing else."""
+
+    budget: Budget
+    gains: Gains | None
+    better: Sequence[Lead] = ()
+    worse: Sequence[Lead] = ()
+    alike: Sequence[Lead] = ()
+    verdict: Verdict | None = None
+
+
+class Kindest(NamedTuple):
+    """The budget that brings a gradient residual furthest above the standard skip."""
+
+    budget: Budget
+    best: Lead
+
+
+class SuperResolutionFindings(NamedTuple):
+    """What follows from the numbers of a run."""
+
+    budgets: list[BudgetFindings]
+    kindest: Kindest | None
+    target: float = TARGET
+    certain: float = CERTAIN
+
+
+def values_of(
+    results: SuperResolutionResults, budget: Budget, value: Callable[[SuperResolutionMetrics], float | None]
+) -> dict[str, dict[int, float]]:
+    """A number by method and seed, of the trainings with a budget."""
     found: dict[str, dict[int, float]] = {}
-    for row in rows:
-        method, _, of = row.arm.rpartition("-")
-        if of == budget and metric in row.metrics:
-            found.setdefault(method, {})[row.seed] = row.metrics[metric]
+    for result in results:
+        arm = ARMS.get(result.arm)
+        number = value(result.metrics)
+        if arm is not None and arm.budget == budget and number is not None:
+            found.setdefault(arm.method.name, {})[result.seed] = number
     return found
 
 
-def difference(values: Mapping[str, Mapping[int, float]], method: str, reference: str) -> Estimate | None:
+def psnrs(results: SuperResolutionResults, budget: Budget) -> dict[str, dict[int, float]]:
+    """PSNR by method and seed, of the trainings with a budget."""
+    return values_of(results, budget, lambda metrics: metrics.psnr)
+
+
+def difference(values: Values, method: str, reference: str) -> Estimate | None:
     """How far a method is above a reference, seed by seed; None without common seeds."""
     seeds = sorted(set(values.get(method, {})) & set(values.get(reference, {})))
-    return Estimate.of([values[method][s] - values[reference][s] for s in seeds]) if seeds else None
-
-
-def best_of(values: Mapping[str, Mapping[int, float]], methods: Sequence[str]) -> str | None:
-    """The method of the highest mean."""
-    there = [m for m in methods if values.get(m)]
-    return max(there, key=lambda m: statistics.fmean(values[m].values()), default=None)
-
-
-def gates(rows: Iterable[Row]) -> dict[str, list[float]]:
-    """s(alpha) by arm and block, means over seeds."""
-    found: dict[str, list[list[float]]] = {}
-    for row in rows:
-        values = [row.metrics[f"gate_{i}"] for i in range(1, 1000) if f"gate_{i}" in row.metrics]
-        if values:
-            found.setdefault(row.arm, []).append(values)
-    return {arm: [statistics.fmean(column) for column in zip(*each, strict=True)] for arm, each in found.items()}
-
-
-def budget_sheet(rows: Sequence[Row], budget: str) -> Sheet | None:
-    """All methods of a budget, best first: PSNR, what they gain over bicubic and over the standard skip, and cost."""
-    values, gains, costs = (psnrs(rows, budget, metric) for metric in ("psnr", "gain", "milliseconds"))
-    if "standard" not in values:
+    if not seeds:
         return None
-    standard = statistics.fmean(costs["standard"].values())
+    return Estimate.of(values[method][seed] - values[reference][seed] for seed in seeds)
+
+
+def best_of(values: Values, methods: Iterable[str]) -> str | None:
+    """The method of the highest mean."""
+    there = [method for method in methods if values.get(method)]
+    return max(there, key=lambda method: statistics.fmean(values[method].values()), default=None)
+
+
+def best_carrying(values: Values) -> str | None:
+    """The gradient residual of the highest mean."""
+    return best_of(values, [method.name for method in METHODS.values() if method.carries_gradients])
+
+
+def gates(results: SuperResolutionResults) -> dict[str, list[float]]:
+    """s(alpha) by arm and block, means over seeds."""
+    found: dict[str, list[tuple[float, ...]]] = {}
+    for result in results:
+        if result.metrics.gates:
+            found.setdefault(result.arm, []).append(result.metrics.gates)
+    means = {}
+    for arm, of_seeds in found.items():
+        by_block = zip(*of_seeds, strict=True)
+        means[arm] = [statistics.fmean(block) for block in by_block]
+    return means
+
+
+def budget_sheet(results: SuperResolutionResults, budget: Budget) -> Sheet | None:
+    """All methods of a budget, best first: PSNR, what they gain over bicubic and over the standard skip, and cost."""
+    values = psnrs(results, budget)
+    gains = values_of(results, budget, lambda metrics: metrics.gain)
+    costs = values_of(results, budget, lambda metrics: metrics.milliseconds)
+    if STANDARD.name not in values:
+        return None
+    standard_cost = statistics.fmean(costs[STANDARD.name].values())
     lines = []
-    for method in sorted(values, key=lambda m: -statistics.fmean(values[m].values())):
-        above = difference(values, method, "standard")
+    for method in sorted(values, key=lambda name: -statistics.fmean(values[name].values())):
+        above = difference(values, method, STANDARD.name)
+        cost = statistics.fmean(costs[method].values()) / standard_cost
         lines.append(
             [
                 method,
-                Estimate.of(list(values[method].values())).text(),
-                Estimate.of(list(gains[method].values())).text(),
-                "-" if method == "standard" or above is None else above.text("+.3f"),
-                f"{statistics.fmean(costs[method].values()) / standard:.2f}",
+                Estimate.of(values[method].values()).text(),
+                Estimate.of(gains[method].values()).text(),
+                "-" if method == STANDARD.name or above is None else above.text("+.3f"),
+                f"{cost:.2f}",
             ]
         )
     columns = ("method", "PSNR [dB]", "over bicubic", "over standard", "time per step")
-    return Sheet(f"At equal {_NAMES[budget]}, means ± standard errors", columns, lines)
+    return Sheet(f"At equal {budget.title}, means ± standard errors", columns, lines)
 
 
-def conclusions_of(rows: Sequence[Row], budgets: Sequence[str]) -> list[str]:
-    """Sentences about each budget."""
-    texts = []
-    for budget in budgets:
-        values, gains = psnrs(rows, budget), psnrs(rows, budget, "gain")
-        if "standard" not in values:
-            texts.append(f"At equal {_NAMES[budget]}: no standard skip to compare with.")
+def find(results: SuperResolutionResults, budgets: Sequence[Budget]) -> SuperResolutionFindings:
+    """What follows for each budget, and which of several is kindest to gradients."""
+    found = [_of_budget(results, budget) for budget in budgets]
+    leads = [Kindest(each.budget, each.verdict.best) for each in found if each.verdict is not None]
+    kindest = max(leads, key=lambda each: each.best.above.mean) if len(leads) > 1 else None
+    return SuperResolutionFindings(found, kindest)
+
+
+def _of_budget(results: SuperResolutionResults, budget: Budget) -> BudgetFindings:
+    values = psnrs(results, budget)
+    if STANDARD.name not in values:
+        return BudgetFindings(budget, None)
+    better = []
+    worse = []
+    alike = []
+    for method in values:
+        above = difference(values, method, STANDARD.name)
+        if method == STANDARD.name or above is None:
             continue
-        texts += [_all_arms(budget, gains), _against_standard(budget, values)]
-        best = best_of(values, CARRYING)
-        if best is not None:
-            texts += _verdict(budget, best, values)
-    return texts + _closest(rows, budgets)
+        if not above.certain:
+            alike.append(Lead(method, above))
+        elif above.mean > 0:
+            better.append(Lead(method, above))
+        else:
+            worse.append(Lead(method, above))
+    gains = _gains(values_of(results, budget, lambda metrics: metrics.gain))
+    return BudgetFindings(budget, gains, better, worse, alike, _verdict(values))
 
 
-def _closest(rows: Sequence[Row], budgets: Sequence[str]) -> list[str]:
-    """Which budget brings a gradient residual furthest above the standard skip, if several were run."""
-    found: dict[str, tuple[str, Estimate]] = {}
-    for budget in budgets:
-        values = psnrs(rows, budget)
-        best = best_of(values, CARRYING)
-        above = None if best is None else difference(values, best, "standard")
-        if best is not None and above is not None:
-            found[budget] = (best, above)
-    if len(found) < 2:
-        return []
-    budget = max(found, key=lambda b: found[b][1].mean)
-    best, above = found[budget]
-    return [f"The comparison at equal {_NAMES[budget]} is kindest to gradients: {best} {above.text('+.3f')} dB."]
-
-
-def _all_arms(budget: str, gains: Mapping[str, Mapping[int, float]]) -> str:
-    means = {method: statistics.fmean(each.values()) for method, each in gains.items()}
-    low, high = min(means, key=means.__getitem__), max(means, key=means.__getitem__)
-    below = [m for m, v in means.items() if v <= 0]
-    return (
-        f"At equal {_NAMES[budget]} the arms are {means[low]:.2f} dB ({low}) to {means[high]:.2f} dB ({high}) above bicubic"
-        + (f"; not above it: {listing(below)}." if below else ".")
+def _gains(values: Values) -> Gains:
+    gains = [Gain(method, statistics.fmean(each.values())) for method, each in values.items()]
+    return Gains(
+        lowest=min(gains, key=lambda each: each.gain),
+        highest=max(gains, key=lambda each: each.gain),
+        below=[each.method for each in gains if each.gain <= 0],
     )
 
 
-def _against_standard(budget: str, values: Mapping[str, Mapping[int, float]]) -> str:
-    groups: dict[str, list[str]] = {"better": [], "worse": [], "not distinguishable": []}
-    for method in values:
-        above = difference(values, method, "standard")
-        if method == "standard" or above is None:
-            continue
-        group = "not distinguishable" if not above.certain else "better" if above.mean > 0 else "worse"
-        groups[group].append(f"{method} ({above.text('+.3f')})")
-    lists = "; ".join(f"{name}: {listing(methods)}" for name, methods in groups.items())
-    return f"Against the standard skip at equal {_NAMES[budget]}, beyond {CERTAIN:g} standard errors, in dB: {lists}."
-
-
-def _verdict(budget: str, best: str, values: Mapping[str, Mapping[int, float]]) -> list[str]:
-    above = difference(values, best, "standard")
-    if above is None:
-        return []
-    if above.certain and above.mean >= TARGET:
-        verdict = f"the target of {TARGET:.2f} dB is reached"
-    else:
-        why = "too little" if above.certain or above.mean < TARGET else "not certain"
-        verdict = f"the target of {TARGET:.2f} dB beyond {CERTAIN:g} standard errors is not reached ({why})"
-    control = best_of(values, [*CONTROLS[1:], "deeper"])
+def _verdict(values: Values) -> Verdict | None:
+    best = best_carrying(values)
+    above = None if best is None else difference(values, best, STANDARD.name)
+    if best is None or above is None:
+        return None
+    control = best_of(values, [method.name for method in METHODS.values() if method.control])
     beside = None if control is None else difference(values, best, control)
-    rest = "" if beside is None else f" The best other control, {control}, is {-beside.mean:+.3f} dB from it."
-    return [
-        f"At equal {_NAMES[budget]} the best gradient residual, {best}, is {above.text('+.3f')} dB from the standard skip: "
-        f"{verdict}.{rest}"
-    ]
+    return Verdict(Lead(best, above), None if control is None or beside is None else Lead(control, beside))
