@@ -130,10 +130,12 @@ class MLPPotential(MLP):
 
     def gradient(self, x: Tensor) -> Tensor:
         *hidden, last = cast(list[nn.Linear], list(self.layers))
+        # Forward: the slope of the activation of each hidden layer.
         slopes = []
         for layer in hidden:
             x, slope = self.activation.value_and_derivative(layer(x))
             slopes.append(slope)
+        # Backward: through the transposed layers, from the last to the first.
         gradient = last.weight[0]
         for layer, slope in zip(reversed(hidden), reversed(slopes), strict=True):
             gradient = (gradient * slope) @ layer.weight
@@ -229,14 +231,17 @@ class ICNN(nn.Module):
     def gradient(self, x: Tensor) -> Tensor:
         first, *skips = cast(list[nn.Linear], list(self.skip))
         weights = [softplus(raw) for raw in self.positive]
+        # Forward: what goes into the softplus of each layer.
         pre = [first(x)]
         for weight, skip in zip(weights, skips, strict=True):
             pre.append(softplus(pre[-1]) @ weight.mT + skip(x))
+        # Backward: ``inner`` is the derivative by pre[k]; each layer adds what its skip from x passes on.
         inner = torch.ones_like(pre[-1])
         gradient = inner * skips[-1].weight[0]
         for k in range(len(weights) - 1, -1, -1):
             inner = (inner @ weights[k]) * torch.sigmoid(pre[k])
-            gradient = gradient + inner @ (first if k == 0 else skips[k - 1]).weight
+            from_input = first if k == 0 else skips[k - 1]
+            gradient = gradient + inner @ from_input.weight
         return gradient
 
 
@@ -266,6 +271,9 @@ def convex_ridge(features: int, hidden_features: int, *, knots: int = 9, radius:
 def match_parameters(constructor: Callable[[int], nn.Module], budget: int) -> nn.Module:
     """The widest network ``constructor(width)`` with at most ``budget`` parameters.
 
+    The width is doubled until it is too much, then bisected; networks are counted on the meta device, without memory
+    and without random numbers.
+
     Raises:
         ShapeError: even width 1 has more.
 
@@ -285,5 +293,8 @@ def match_parameters(constructor: Callable[[int], nn.Module], budget: int) -> nn
     lower = upper // 2
     while upper - lower > 1:
         middle = (lower + upper) // 2
-        lower, upper = (middle, upper) if size(middle) <= budget else (lower, middle)
+        if size(middle) <= budget:
+            lower = middle
+        else:
+            upper = middle
     return constructor(lower)

@@ -14,6 +14,7 @@ from typing import IO, cast
 
 from nablanets.errors import DataFileError
 
+#: Names of files that are licences, anywhere in a package.
 _LICENCE = re.compile(r"(^|.*/)(copyright|COPYING|LICEN[CS]E[^/]*)$")
 
 
@@ -34,7 +35,8 @@ def unpack(archive: Path, folder: str, target: Path) -> int:
             place = _place(archive, name, folder)
             if place is None:
                 continue
-            count += place.parts[0] != "LICENCES"
+            if place.parts[0] != "LICENCES":
+                count += 1
             path = target / place
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("wb") as file:
@@ -49,6 +51,7 @@ def unpack(archive: Path, folder: str, target: Path) -> int:
 
 
 def _place(archive: Path, name: str, folder: str) -> PurePosixPath | None:
+    """Where below the target a member goes; None if it is not wanted."""
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or "\\" in name:
         raise DataFileError(f"{archive} has a member {name!r} that leads outside its folder. Nothing was unpacked.")
@@ -58,6 +61,7 @@ def _place(archive: Path, name: str, folder: str) -> PurePosixPath | None:
 
 
 def _members(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
+    """The regular files of a package with their paths inside it."""
     if archive.suffix == ".deb":
         yield from _of_deb(archive)
     elif archive.suffix == ".tgz":

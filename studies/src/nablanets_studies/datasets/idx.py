@@ -16,6 +16,7 @@ from torch import Tensor
 from nablanets.errors import DataFileError
 from nablanets_studies.datasets.labelled import Labelled, find_file, labelled
 
+#: NumPy's types by the third byte of a file.
 _TYPES = {8: "u1", 9: "i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
 
 
@@ -29,8 +30,9 @@ def read_idx(path: str | Path) -> Tensor:
     content = _content(path)
     if len(content) < 4 or content[:2] != b"\0\0" or content[2] not in _TYPES:
         raise DataFileError(f"{path} is no idx file: expected it to begin with 00 00, a type and a dimension.")
-    dtype, ndim = np.dtype(_TYPES[content[2]]), content[3]
-    start = 4 + 4 * ndim
+    dtype = np.dtype(_TYPES[content[2]])
+    ndim = content[3]
+    start = 4 + 4 * ndim  # the array begins behind the magic number and a size for each dimension
     if ndim == 0 or len(content) < start:
         raise DataFileError(f"{path} is truncated: expected {ndim} sizes in its header. Fetch it again.")
     shape = struct.unpack(f">{ndim}I", content[4:start])
@@ -80,7 +82,8 @@ def read_mnist_json(folder: str | Path, *, train: bool) -> Labelled:
     Raises:
         DataFileError: a file is missing or damaged.
     """
-    pictures, labels = [], []
+    pictures = []
+    labels = []
     for digit in range(10):
         path = find_file(folder, [f"{digit}.json"], f"the pictures of the digit {digit}")
         try:

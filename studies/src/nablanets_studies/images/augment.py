@@ -17,10 +17,12 @@ def shift(x: Tensor, u: Tensor, reach: int) -> Tensor:
     count, _, height, width = x.shape
     padded = F.pad(x, (reach,) * 4)
     start = (u * (2 * reach + 1)).long()
-    rows = start[:, :1] + torch.arange(height)
-    columns = start[:, 1:] + torch.arange(width)
+    rows = start[:, :1] + torch.arange(height)  # (count, height)
+    columns = start[:, 1:] + torch.arange(width)  # (count, width)
     samples = torch.arange(count)[:, None, None]
-    return padded.permute(0, 2, 3, 1)[samples, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    channels_last = padded.permute(0, 2, 3, 1)
+    moved = channels_last[samples, rows[:, :, None], columns[:, None, :]]  # (count, height, width, channels)
+    return moved.permute(0, 3, 1, 2)
 
 
 def mirror(x: Tensor, u: Tensor) -> Tensor:

@@ -54,10 +54,17 @@ def brain_slices(folder: str | Path, *, millimetres: int = 1, multiple: int = 16
         raise DataFileError(f"{folder}: expected volumes of one shape, got {t1.shape}, {grey.shape}, {white.shape}.")
     grey, white = grey.astype(np.int16), white.astype(np.int16)
     tissue = np.stack([255 - grey - white, grey, white]).argmax(axis=0)
-    inside = [slice(0, n // millimetres // multiple * multiple * millimetres, millimetres) for n in t1.shape[:2]]
-    x, y = (torch.from_numpy(np.ascontiguousarray(a[inside[0], inside[1]].transpose(2, 0, 1))) for a in (t1, tissue))
+    x = _axial(t1, millimetres, multiple)
+    y = _axial(tissue, millimetres, multiple)
     kept = (y > 0).float().mean(dim=(1, 2)) > 0.02
     return x[kept].unsqueeze(1), y[kept]
+
+
+def _axial(volume: np.ndarray, millimetres: int, multiple: int) -> Tensor:
+    """Slices (n, H, W) of a volume (H, W, n) at a resolution, cropped to multiples."""
+    height, width = (size // millimetres // multiple * multiple * millimetres for size in volume.shape[:2])
+    coarse = volume[0:height:millimetres, 0:width:millimetres]
+    return torch.from_numpy(np.ascontiguousarray(coarse.transpose(2, 0, 1)))
 
 
 def slabs(count: int, *, size: int, gap: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -77,10 +84,10 @@ def slabs(count: int, *, size: int, gap: int) -> tuple[Tensor, Tensor, Tensor]:
         raise InvalidInputError(
             f"slabs: expected at least five slabs, got {len(starts)} of {count} slices. Use thinner ones."
         )
-    use = [{2: 1, 4: 2}.get(k % 5, 0) for k in range(len(starts))]
-    parts = [
-        [i for start, kind in zip(starts, use, strict=True) if kind == part for i in range(start, start + size)]
-        for part in range(3)
-    ]
-    train, validation, test = map(torch.tensor, parts)
-    return train, validation, test
+    train: list[int] = []
+    validation: list[int] = []
+    test: list[int] = []
+    for k, start in enumerate(starts):
+        part = {2: validation, 4: test}.get(k % 5, train)
+        part.extend(range(start, start + size))
+    return torch.tensor(train), torch.tensor(validation), torch.tensor(test)

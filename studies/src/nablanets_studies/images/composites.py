@@ -15,7 +15,12 @@ from nablanets_studies.images.extras import needed
 from nablanets_studies.images.files import read_picture, rgb_bytes
 from nablanets_studies.images.training import Ticket
 
+#: Random numbers for each picture: photograph, top, left, cut-out, size, row, column.
 _DRAWS = 7
+#: A pixel belongs to the cut-out where its opacity exceeds this.
+_OPAQUE = 0.5
+#: Cut-outs of drawings.
+_DRAWINGS = {"cartoon", "toys"}
 
 
 class CutOut(NamedTuple):
@@ -59,7 +64,10 @@ class Composites:
                     f"Composites: expected photographs of at least {size} x {size} pixels, got "
                     f"{tuple(photograph.shape[-2:])} for number {k}. Choose a smaller size."
                 )
-        self.cutouts, self.photographs, self.size, self.samples = list(cutouts), list(photographs), size, samples
+        self.cutouts = list(cutouts)
+        self.photographs = list(photographs)
+        self.size = size
+        self.samples = samples
 
     def __len__(self) -> int:
         return self.samples
@@ -74,23 +82,31 @@ class Composites:
         return (x * 255).round().to(torch.uint8), y
 
     def _compose(self, u: list[float]) -> tuple[Tensor, Tensor]:
+        """A picture (3, size, size) and its classes (size, size), from numbers in [0, 1)."""
         photograph = self.photographs[int(u[0] * len(self.photographs))]
-        top, left = (int(r * (n - self.size + 1)) for r, n in zip(u[1:3], photograph.shape[-2:], strict=True))
+        height, width = photograph.shape[-2:]
+        top = int(u[1] * (height - self.size + 1))
+        left = int(u[2] * (width - self.size + 1))
         x = photograph[:, top : top + self.size, left : left + self.size].float() / 255
         y = torch.zeros(self.size, self.size, dtype=torch.long)
+        # The whole part of the position says which cut-out, the rest whether it is mirrored.
         position = u[3] * len(self.cutouts)
         cutout = self.cutouts[int(position)]
         colors, alpha = self._scaled(cutout, u[4], mirrored=position % 1 < 0.5)
         height, width = alpha.shape[-2:]
-        row, column = int(u[5] * (self.size - height + 1)), int(u[6] * (self.size - width + 1))
-        place = slice(row, row + height), slice(column, column + width)
-        inside = (slice(None), *place)
-        x[inside] = torch.lerp(x[inside], colors, alpha)
-        y[place][alpha[0] > 0.5] = cutout.label
+        row = int(u[5] * (self.size - height + 1))
+        column = int(u[6] * (self.size - width + 1))
+        rows = slice(row, row + height)
+        columns = slice(column, column + width)
+        x[:, rows, columns] = torch.lerp(x[:, rows, columns], colors, alpha)
+        y[rows, columns][alpha[0] > _OPAQUE] = cutout.label
         return x, y
 
     def _scaled(self, cutout: CutOut, u: float, *, mirrored: bool) -> tuple[Tensor, Tensor]:
-        """The longer side between 0.4 and 0.9 of the picture."""
+        """Colours and opacity with the longer side between 0.4 and 0.9 of the picture.
+
+        Colours are scaled times opacity, and divided by it after, so that invisible ones do not shine through.
+        """
         factor = (0.4 + 0.5 * u) * self.size / max(cutout.alpha.shape[-2:])
         size = [max(1, round(n * factor)) for n in cutout.alpha.shape[-2:]]
         both = torch.cat([cutout.colors * cutout.alpha, cutout.alpha]).unsqueeze(0)
@@ -137,17 +153,21 @@ def _reduced(picture: Tensor, longest: int) -> Tensor:
 
 
 def _photographic(path: Path) -> bool:
-    return not {"cartoon", "toys"} & set(path.parts)
+    return not _DRAWINGS & set(path.parts)
 
 
 def _cutout(path: Path, label: int) -> CutOut | None:
+    """The smallest rectangle that holds what is visible; None without transparency."""
     picture = read_picture(path)
     if picture.alpha is None or picture.colors.dtype != torch.uint8:
         return None
     alpha = picture.alpha.float() / 255
-    inside = (alpha[0] > 0.5).nonzero()
-    if not len(inside):
+    visible = (alpha[0] > _OPAQUE).nonzero()  # (pixels, 2)
+    if not len(visible):
         return None
-    (top, left), (bottom, right) = inside.min(dim=0).values.tolist(), inside.max(dim=0).values.tolist()
+    top, left = visible.min(dim=0).values.tolist()
+    bottom, right = visible.max(dim=0).values.tolist()
+    rows = slice(top, bottom + 1)
+    columns = slice(left, right + 1)
     colors = (picture.colors.float() / 255).expand(3, -1, -1)
-    return CutOut(colors[:, top : bottom + 1, left : right + 1], alpha[:, top : bottom + 1, left : right + 1], label)
+    return CutOut(colors[:, rows, columns], alpha[:, rows, columns], label)

@@ -17,9 +17,10 @@ def edges(x: Tensor) -> Tensor:
     tensor([[1., 1., 1.],
             [0., 0., 0.]])
     """
-    smooth, differ = x.new_tensor([1.0, 2.0, 1.0]) / 4, x.new_tensor([-1.0, 0.0, 1.0]) / 2
-    along = torch.outer(smooth, differ)
-    kernel = torch.stack([along, along.T]).unsqueeze(1)
+    smooth = x.new_tensor([1.0, 2.0, 1.0]) / 4
+    differ = x.new_tensor([-1.0, 0.0, 1.0]) / 2
+    along = torch.outer(smooth, differ)  # (3, 3): differences along columns, smoothed along rows
+    kernel = torch.stack([along, along.T]).unsqueeze(1)  # (2, 1, 3, 3)
     padded = F.pad(x, (1, 1, 1, 1), mode="replicate")
     channels = x.shape[1]
     return F.conv2d(padded, kernel.repeat(channels, 1, 1, 1), groups=channels)

@@ -114,14 +114,17 @@ class MaskedPictures:
     """
 
     def __init__(self, pairs: Sequence[Pair], classes: int, *, size: int) -> None:
-        self.pairs, self.classes, self.size = list(pairs), classes, size
+        self.pairs = list(pairs)
+        self.classes = classes
+        self.size = size
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def batch(self, ticket: Ticket) -> tuple[Tensor, Tensor]:
+        indices = ticket.indices(len(self)).tolist()
         draws = ticket.uniform(3).tolist()
-        found = [self._piece(k, u) for k, u in zip(ticket.indices(len(self)).tolist(), draws, strict=True)]
+        found = [self._piece(index, u) for index, u in zip(indices, draws, strict=True)]
         return torch.stack([x for x, _ in found]).float() / 255, torch.stack([y for _, y in found])
 
     def fixed(self) -> tuple[Tensor, Tensor]:
@@ -130,10 +133,18 @@ class MaskedPictures:
         return torch.stack([x for x, _ in found]), torch.stack([y for _, y in found])
 
     def _piece(self, index: int, u: list[float]) -> tuple[Tensor, Tensor]:
+        """A piece of a picture: u[0] and u[1] say where, u[2] whether it is mirrored."""
         x, y = read_pair(self.pairs[index], self.classes)
-        missing = [max(0, self.size - n) for n in y.shape]
-        x = F.pad(x, (0, missing[1], 0, missing[0]))
-        y = F.pad(y, (0, missing[1], 0, missing[0]), value=IGNORED)
-        top, left = (int(r * (n - self.size + 1)) for r, n in zip(u[:2], y.shape, strict=True))
-        x, y = (a[..., top : top + self.size, left : left + self.size] for a in (x, y))
-        return (x.flip(-1), y.flip(-1)) if u[2] < 0.5 else (x, y)
+        missing_rows = max(0, self.size - y.shape[0])
+        missing_columns = max(0, self.size - y.shape[1])
+        x = F.pad(x, (0, missing_columns, 0, missing_rows))
+        y = F.pad(y, (0, missing_columns, 0, missing_rows), value=IGNORED)
+        top = int(u[0] * (y.shape[0] - self.size + 1))
+        left = int(u[1] * (y.shape[1] - self.size + 1))
+        rows = slice(top, top + self.size)
+        columns = slice(left, left + self.size)
+        x = x[:, rows, columns]
+        y = y[rows, columns]
+        if u[2] < 0.5:
+            return x.flip(-1), y.flip(-1)
+        return x, y

@@ -40,9 +40,10 @@ def psnr(x: Tensor, target: Tensor, border: int = 0) -> float:
 def ssim(x: Tensor, target: Tensor, border: int = 0) -> float:
     """Structural similarity of the luminance: Gaussian windows of 11 pixels that lie inside (Wang et al. 2004)."""
     measure = needed("torchmetrics.functional.image").structural_similarity_index_measure
-    pair = (_inner(x, border).unsqueeze(0).float(), _inner(target, border).unsqueeze(0).float())  # float64 is slow
-    _, every = measure(*pair, data_range=1.0, sigma=1.5, return_full_image=True)
-    return float(every[..., 5:-5, 5:-5].mean())
+    first = _inner(x, border).unsqueeze(0).float()  # float64 is slow
+    second = _inner(target, border).unsqueeze(0).float()
+    _, every = measure(first, second, data_range=1.0, sigma=1.5, return_full_image=True)
+    return float(every[..., 5:-5, 5:-5].mean())  # windows of 11 pixels that lie inside
 
 
 @torch.inference_mode()

@@ -15,6 +15,7 @@ from nablanets_studies.images.edges import edges
 from nablanets_studies.images.resize import bicubic
 from nablanets_studies.images.training import Ticket
 
+#: Added to the weight of each place, as a part of the mean weight.
 _FLOOR = 0.2
 
 
@@ -43,7 +44,9 @@ class PatchPairs:
         check_positive_int(size, owner="PatchPairs", name="size")
         if not pictures:
             raise InvalidInputError("PatchPairs: expected at least one picture, got none.")
-        self.scale, self.size, self.epoch = scale, size, epoch
+        self.scale = scale
+        self.size = size
+        self.epoch = epoch
         self.large = [trimmed(picture, scale) for picture in pictures]
         for picture in self.large:
             if min(picture.shape[-2:]) < scale * size:
@@ -52,11 +55,13 @@ class PatchPairs:
                     f"{tuple(picture.shape)}. Leave small pictures out, or choose smaller patches."
                 )
         self.small = [bicubic(picture, Fraction(1, scale)) for picture in self.large]
-        maps = [self._detail(picture) for picture in self.small]
-        weights = torch.cat([m.flatten() for m in maps]).double()
+        # The places of all pictures are numbered one after the other; cumulated weights turn a uniform number into a place.
+        details = [self._detail(picture) for picture in self.small]
+        weights = torch.cat([detail.flatten() for detail in details]).double()
         self._cumulated = (weights + _FLOOR * weights.mean() + 1e-12).cumsum(0)
-        self._shapes = [m.shape for m in maps]
-        self._starts = torch.tensor([0, *(m.numel() for m in maps)]).cumsum(0)
+        self._shapes = [detail.shape for detail in details]
+        counts = [detail.numel() for detail in details]
+        self._starts = torch.tensor([0, *counts]).cumsum(0)
 
     def __len__(self) -> int:
         return self.epoch
@@ -71,8 +76,10 @@ class PatchPairs:
         cells = torch.searchsorted(self._cumulated, place).clamp_max(len(self._cumulated) - 1)
         jitter = torch.randint(0, self.step, (count, 2), generator=generator).tolist()
         turns = torch.randint(0, 8, (count,), generator=generator).tolist()
-        pairs = [self._pair(int(c), j, t) for c, j, t in zip(cells[part], jitter[part], turns[part], strict=True)]
-        small, large = (torch.stack(patches).float() / 255 for patches in zip(*pairs, strict=True))
+        drawn = zip(cells[part].tolist(), jitter[part], turns[part], strict=True)
+        pairs = [self._pair(cell, shift, turn) for cell, shift, turn in drawn]
+        small = torch.stack([pair[0] for pair in pairs]).float() / 255
+        large = torch.stack([pair[1] for pair in pairs]).float() / 255
         return small, large
 
     @property
@@ -81,19 +88,26 @@ class PatchPairs:
         return max(1, self.size // 2)
 
     def _detail(self, small: Tensor) -> Tensor:
+        """The mean Sobel gradient of the luminance in the patch at each place, (rows, columns)."""
         gradient = edges(luma(small.float() / 255).unsqueeze(0)).norm(dim=1)
         return F.avg_pool2d(gradient, self.size, self.step)[0]
 
     def _pair(self, cell: int, shift: list[int], turn: int) -> tuple[Tensor, Tensor]:
+        """The small and the large patch at a place, shifted by some pixels, and turned."""
         which = int(torch.searchsorted(self._starts, cell, right=True)) - 1
         row, column = divmod(cell - int(self._starts[which]), self._shapes[which][1])
         height, width = self.small[which].shape[-2:]
         top = min(row * self.step + shift[0], height - self.size)
         left = min(column * self.step + shift[1], width - self.size)
-        return tuple(  # type: ignore[return-value]
-            turned(picture[:, top * f : (top + self.size) * f, left * f : (left + self.size) * f], turn)
-            for picture, f in ((self.small[which], 1), (self.large[which], self.scale))
-        )
+        small = self._cut(self.small[which], top, left, 1)
+        large = self._cut(self.large[which], top, left, self.scale)
+        return turned(small, turn), turned(large, turn)
+
+    def _cut(self, picture: Tensor, top: int, left: int, factor: int) -> Tensor:
+        """The patch of a picture that is ``factor`` times as large as the small one."""
+        bottom = top + self.size
+        right = left + self.size
+        return picture[:, factor * top : factor * bottom, factor * left : factor * right]
 
 
 def trimmed(picture: Tensor, scale: int) -> Tensor:

@@ -16,6 +16,7 @@ from nablanets_studies.datasets import find, find_dataset
 from nablanets_studies.images.extras import needed
 from nablanets_studies.images.files import pictures_in, rgb_bytes
 
+#: Photographs to train on and to choose with have at most so many pixels on the longer side.
 _LONGEST = 1200
 #: Files by data set; what drawings the packages hold besides is left out.
 _TRAIN = {
@@ -147,7 +148,8 @@ def licences() -> dict[str, str]:
 def _files(table: dict[str, dict[str, tuple[str, ...]]], part: str) -> Part:
     if part not in table:
         raise unknown_name("part", part, table)
-    found, missing = [], []
+    found = []
+    missing = []
     for name, files in table[part].items():
         folder = find(find_dataset(name))
         if folder is None or not all((folder / file).is_file() for file in files):

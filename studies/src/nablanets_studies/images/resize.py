@@ -11,6 +11,7 @@ from torch import Tensor
 
 from nablanets.errors import InvalidInputError
 
+#: Keys' parameter: with -1/2 the interpolation is exact for quadratic functions.
 _A = -0.5
 
 
@@ -30,7 +31,7 @@ def cubic(x: Tensor) -> Tensor:
 def contributions(size: int, scale: Fraction) -> tuple[Tensor, Tensor]:
     """Which inputs make each output, and with what weights: two tensors of shape (outputs, taps).
 
-    Going down, the kernel is stretched by 1 / scale, which is the antialiasing: its support is 4 / scale inputs. Beyond
+    An output's centre lies at (i + 1/2) / scale - 1/2 of the inputs. Going down, the kernel is stretched by 1 / scale, which is the antialiasing: its support is 4 / scale inputs. Beyond
     the border the picture is mirrored, the border pixel twice. The weights of an output sum to one.
 
     Args:
@@ -41,15 +42,18 @@ def contributions(size: int, scale: Fraction) -> tuple[Tensor, Tensor]:
     >>> tuple(weight.shape), weight.sum(dim=1)
     ((4, 8), tensor([1., 1., 1., 1.], dtype=torch.float64))
     """
-    outputs, stretch = math.ceil(size * scale), max(1.0, float(1 / scale))
+    outputs = math.ceil(size * scale)
+    stretch = max(1.0, float(1 / scale))
     center = (torch.arange(outputs, dtype=torch.float64) + 0.5) / float(scale) - 0.5
     first = torch.floor(center - 2 * stretch).long() + 1
     taps = torch.arange(math.ceil(4 * stretch))
-    position = first.unsqueeze(1) + taps
+    position = first.unsqueeze(1) + taps  # (outputs, taps)
     weight = cubic((center.unsqueeze(1) - position) / stretch)
     weight = weight / weight.sum(dim=1, keepdim=True)
+    # Mirrored at both borders the picture has period 2 size.
     wrapped = position % (2 * size)
-    return torch.where(wrapped < size, wrapped, 2 * size - 1 - wrapped), weight
+    index = torch.where(wrapped < size, wrapped, 2 * size - 1 - wrapped)
+    return index, weight
 
 
 def bicubic(x: Tensor, scale: Fraction | int) -> Tensor:
@@ -76,9 +80,12 @@ def bicubic(x: Tensor, scale: Fraction | int) -> Tensor:
 
 
 def _along(x: Tensor, dim: int, scale: Fraction) -> Tensor:
+    """One pass, along the dimension -2 or -1: the sum over taps of the inputs times their weights."""
     index, weight = contributions(x.shape[dim], scale)
     values = x if x.is_floating_point() else x.float()
-    shape = (-1, *[1] * (-1 - dim))
-    pairs = zip(index.T.to(x.device), weight.T.to(values), strict=True)
-    total = reduce(Tensor.add_, (values.index_select(dim, i).mul_(w.reshape(shape)) for i, w in pairs))
-    return total if x.is_floating_point() else total.round_().clamp_(0, 255).to(x.dtype)
+    shape = (-1, *[1] * (-1 - dim))  # of the outputs against the dimensions behind them
+    taps = zip(index.T.to(x.device), weight.T.to(values), strict=True)
+    total = reduce(Tensor.add_, (values.index_select(dim, i).mul_(w.reshape(shape)) for i, w in taps))
+    if x.is_floating_point():
+        return total
+    return total.round_().clamp_(0, 255).to(x.dtype)

@@ -61,9 +61,10 @@ def tiles(height: int, width: int, side: int, reach: int) -> list[Tile]:
     """
     found = []
     for top, left in product(range(0, height, side), range(0, width, side)):
-        kept = (top, left, min(top + side, height), min(left + side, width))
-        seen = (max(0, top - reach), max(0, left - reach), min(height, kept[2] + reach), min(width, kept[3] + reach))
-        found.append(Tile(seen, kept))
+        bottom = min(top + side, height)
+        right = min(left + side, width)
+        seen = (max(0, top - reach), max(0, left - reach), min(height, bottom + reach), min(width, right + reach))
+        found.append(Tile(seen, kept=(top, left, bottom, right)))
     return found
 
 
@@ -146,7 +147,9 @@ def upscale(
 
 
 def _once(net: Any, picture: Picture, side: int, bf16: bool, report: TileReport) -> Picture:
-    factor, peak = net.scale, picture.peak
+    """A picture enlarged by the network's own scale."""
+    factor = net.scale
+    peak = picture.peak
     height, width = picture.colors.shape[-2:]
     colors = picture.colors.new_empty(len(picture.colors), factor * height, factor * width)
     alpha = None if picture.alpha is None else picture.alpha.new_empty(1, factor * height, factor * width)
@@ -172,9 +175,11 @@ def _part(picture: Picture, box: tuple[int, int, int, int]) -> Picture:
 
 def _within(tile: Tile, factor: int) -> tuple[slice, slice]:
     """Rows and columns of what is kept in the enlargement of what is seen."""
-    (top, left, _, _), kept = tile.seen, tile.kept
-    rows = slice(factor * (kept[0] - top), factor * (kept[2] - top))
-    return rows, slice(factor * (kept[1] - left), factor * (kept[3] - left))
+    seen_top, seen_left, _, _ = tile.seen
+    top, left, bottom, right = tile.kept
+    rows = slice(factor * (top - seen_top), factor * (bottom - seen_top))
+    columns = slice(factor * (left - seen_left), factor * (right - seen_left))
+    return rows, columns
 
 
 def _enlarged(net: Any, picture: Picture, bf16: bool) -> Tensor:

@@ -129,9 +129,12 @@ def _evaluate(
             f"expected Julian dates from {first} to {first + length * coefficients.shape[1]}, got {times.min()} to "
             f"{times.max()}."
         )
-    argument, results = 2 * (offset - interval) - 1, []
+    argument = 2 * (offset - interval) - 1  # each interval is [-1, 1]
+    results = []
     for order in range(3):
-        series = chebyshev.chebder(coefficients, order, axis=2)[:, interval] if order else coefficients[:, interval]
-        value = chebyshev.chebval(argument, np.moveaxis(series, 2, 0), tensor=False)
-        results.append(value.T * (2 / length) ** order / KILOMETRES)
+        derivative = chebyshev.chebder(coefficients, order, axis=2) if order else coefficients
+        series = np.moveaxis(derivative[:, interval], 2, 0)  # (degree, 3, times)
+        value = chebyshev.chebval(argument, series, tensor=False)  # (3, times)
+        chain_rule = (2 / length) ** order
+        results.append(value.T * chain_rule / KILOMETRES)
     return results

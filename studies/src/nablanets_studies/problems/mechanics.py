@@ -120,15 +120,22 @@ class Pendulum(Mechanics):
         return torch.where((phase < 0.5).unsqueeze(-1), turned, fast)
 
     def trajectory(self, x0: Tensor, times: Sequence[float], *, rtol: float = 1e-12) -> Tensor:
-        square = self.energy(x0) / 2
-        if not bool(((square > 0) & (square < 1)).all()):
+        square = self.energy(x0) / 2  # k^2
+        oscillates = (square > 0) & (square < 1)
+        if not bool(oscillates.all()):
             return super().trajectory(x0, times, rtol=rtol)
         q, p = x0.unbind(-1)
         k = square.sqrt()
-        start = torch.as_tensor(special.ellipkinc(((q / 2).sin() / k).clamp(-1, 1).arcsin().numpy(), square.numpy()))
-        start = torch.where(p >= 0, start, 2 * torch.as_tensor(special.ellipk(square.numpy())) - start)
-        sn, cn, _, _ = special.ellipj((_like(times, x0) + start).numpy(), square.numpy())
-        return torch.stack([2 * (k * torch.as_tensor(sn)).arcsin(), 2 * k * torch.as_tensor(cn)], dim=-1)
+        m = square.numpy()
+        # sn(t0) = sin(q / 2) / k has two solutions in a period: one on the way up, one on the way down.
+        amplitude = ((q / 2).sin() / k).clamp(-1, 1).arcsin()
+        upwards = torch.as_tensor(special.ellipkinc(amplitude.numpy(), m))
+        half_period = 2 * torch.as_tensor(special.ellipk(m))
+        start = torch.where(p >= 0, upwards, half_period - upwards)
+        sn, cn, _, _ = special.ellipj((_like(times, x0) + start).numpy(), m)
+        angle = 2 * (k * torch.as_tensor(sn)).arcsin()
+        momentum = 2 * k * torch.as_tensor(cn)
+        return torch.stack([angle, momentum], dim=-1)
 
 
 class HenonHeiles(Mechanics):
@@ -141,7 +148,8 @@ class HenonHeiles(Mechanics):
     masses = (1.0, 1.0)
 
     def energy(self, x: Tensor) -> Tensor:
-        a, b = x[..., 0], x[..., 1]
+        a = x[..., 0]
+        b = x[..., 1]
         return x.square().sum(dim=-1) / 2 + a.square() * b - b**3 / 3
 
     def gradient(self, x: Tensor) -> Tensor:
@@ -149,15 +157,17 @@ class HenonHeiles(Mechanics):
         return torch.stack([a + 2 * a * b, b + a.square() - b.square(), c, d], dim=-1)
 
     def sample(self, count: int, generator: torch.Generator) -> Tensor:
-        """Uniform in a ball and scaled to energies uniform in [0.02, 0.14]."""
+        """Directions uniform, and energies uniform in [0.02, 0.14]: the length is found by bisection along the ray."""
         direction = torch.randn(count, 4, generator=generator, dtype=torch.float64)
         (goal,) = uniform(count, generator, (0.02, 0.14))
         direction = direction / direction.norm(dim=-1, keepdim=True)
-        low, high = torch.zeros_like(goal), torch.full_like(goal, 0.55)  # H increases along every ray up to there
-        for _ in range(60):
+        low = torch.zeros_like(goal)
+        high = torch.full_like(goal, 0.55)  # H increases along every ray up to there
+        for _ in range(60):  # halvings; float64 has 53 bits
             middle = (low + high) / 2
             above = self.energy(middle.unsqueeze(-1) * direction) > goal
-            low, high = torch.where(above, low, middle), torch.where(above, middle, high)
+            low = torch.where(above, low, middle)
+            high = torch.where(above, middle, high)
         return low.unsqueeze(-1) * direction
 
 
@@ -179,10 +189,16 @@ class DoublePendulum(Mechanics):
 
     def gradient(self, x: Tensor) -> Tensor:
         a, b, p, r = x.unbind(-1)
-        c, s = (a - b).cos(), (a - b).sin()
+        c = (a - b).cos()
+        s = (a - b).sin()
         below = 1 + s**2
+        # The kinetic energy's derivative by a; by b it is the opposite.
         turn = p * r * s / below - (p**2 + 2 * r**2 - 2 * p * r * c) * s * c / below**2
-        return torch.stack([turn + 2 * a.sin(), b.sin() - turn, (p - r * c) / below, (2 * r - p * c) / below], dim=-1)
+        by_a = turn + 2 * a.sin()
+        by_b = b.sin() - turn
+        by_p = (p - r * c) / below
+        by_r = (2 * r - p * c) / below
+        return torch.stack([by_a, by_b, by_p, by_r], dim=-1)
 
     def sample(self, count: int, generator: torch.Generator) -> Tensor:
         """Angles uniform in [-1, 1], at rest: mostly regular motion."""

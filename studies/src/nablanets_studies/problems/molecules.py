@@ -68,8 +68,10 @@ def load_ethanol() -> Ethanol:
     with files("nablanets_studies.problems").joinpath(_FILE).open("rb") as file, np.load(file) as data:
         arrays = {name: torch.from_numpy(data[name]) for name in data}
     lowest = arrays["energies"].min()
-    positions, forces = (arrays[name].flatten(2) for name in ("positions", "forces"))
-    every = [Frames(*parts) for parts in zip(positions, forces, arrays["energies"] - lowest, strict=True)]
+    positions = arrays["positions"].flatten(2)  # (trajectories, frames, 27)
+    forces = arrays["forces"].flatten(2)
+    energies = arrays["energies"] - lowest  # (trajectories, frames)
+    every = [Frames(*parts) for parts in zip(positions, forces, energies, strict=True)]
     scans = {
         name: Scan(arrays[f"{name}_positions"].flatten(1), arrays[f"{name}_energies"] - lowest)
         for name in ("hydroxyl", "methyl")
@@ -96,9 +98,12 @@ def turned(x: Tensor, group: str, angles: Tensor) -> Tensor:
     axis = atoms[tip] - atoms[base]
     axis = axis / axis.norm()
     arm = atoms[list(moving)] - atoms[tip]
+    # Rodrigues' formula: the part along the axis stays, the part across it turns.
     along = (arm @ axis).unsqueeze(-1) * axis
-    across, beside = arm - along, torch.linalg.cross(axis.expand_as(arm), arm)
-    c, s = (f(angles.to(x))[:, None, None] for f in (torch.cos, torch.sin))
+    across = arm - along
+    beside = torch.linalg.cross(axis.expand_as(arm), arm)
+    c = torch.cos(angles.to(x))[:, None, None]
+    s = torch.sin(angles.to(x))[:, None, None]
     result = atoms.expand(len(angles), -1, -1).clone()
     result[:, list(moving)] = atoms[tip] + along + c * across + s * beside
     return result.flatten(-2)

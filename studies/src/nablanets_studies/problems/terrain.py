@@ -95,17 +95,21 @@ def central_differences(elevation: Grid, spacing: tuple[float, float]) -> Grid:
 def integrate_slopes(slopes: Grid, spacing: tuple[float, float]) -> Grid:
     """The elevation, up to a constant, whose differences fit gridded slopes best (Poisson integration).
 
-    Minimises the sum of (z_j - z_i - mean slope * distance)^2 over neighbouring cells, weighted by 1 / distance^2;
-    solved exactly in the cosine basis.
+    Minimises the sum of (z_j - z_i - mean slope * distance)^2 over neighbouring cells, weighted by 1 / distance^2. The
+    minimum solves Poisson's equation, Laplacian of z = divergence of the slopes, with nothing flowing through the edges.
+    The cosines of the discrete cosine transform are the eigenvectors of that Laplacian, so the solution is a division by
+    its eigenvalues there; that of the constant is zero, and the constant is set to zero.
 
     Args:
         slopes: (rows, columns, 2).
         spacing: metres in x and y.
     """
     hx, hy = spacing
-    gx = (slopes[:, 1:, 0] + slopes[:, :-1, 0]) / 2
-    gy = (slopes[1:, :, 1] + slopes[:-1, :, 1]) / 2
-    divergence = np.diff(np.pad(gx, ((0, 0), (1, 1))), axis=1) / hx + np.diff(np.pad(gy, ((1, 1), (0, 0))), axis=0) / hy
+    gx = (slopes[:, 1:, 0] + slopes[:, :-1, 0]) / 2  # between neighbours in x, (rows, columns - 1)
+    gy = (slopes[1:, :, 1] + slopes[:-1, :, 1]) / 2  # between neighbours in y, (rows - 1, columns)
+    out_x = np.diff(np.pad(gx, ((0, 0), (1, 1))), axis=1) / hx
+    out_y = np.diff(np.pad(gy, ((1, 1), (0, 0))), axis=0) / hy
+    divergence = out_x + out_y
     rows, columns = slopes.shape[:2]
     ky = (2 * np.cos(np.pi * np.arange(rows) / rows) - 2) / hy**2
     kx = (2 * np.cos(np.pi * np.arange(columns) / columns) - 2) / hx**2
