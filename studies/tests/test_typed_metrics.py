@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import pytest
 
 from nablanets.errors import InvalidInputError
+from nablanets_studies.catalog import find_experiment
+from nablanets_studies.dynamics.metrics import LongRun, OrbitMetrics
+from nablanets_studies.dynamics.molecule_measures import DynamicsMetrics, MoleculeMetrics
+from nablanets_studies.dynamics.solar_measures import PositionErrors, SolarMetrics
 from nablanets_studies.machinery.metrics import Metrics, choice, group, measured, nested, series, summaries_of
 from nablanets_studies.machinery.store import Row
+from nablanets_studies.pictures.picture_findings import PictureMetrics, Score
+from nablanets_studies.pictures.super_resolution_findings import SuperResolutionMetrics
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,3 +60,22 @@ def test_summaries_are_over_the_seeds_that_have_the_value():
     assert {arm: s.mean for arm, s in summaries_of(results, lambda m: m.error).items()} == {"a": 2.0, "b": 4.0}
     drift = summaries_of(results, lambda m: m.inner.drift)
     assert {arm: (s.mean, s.seeds) for arm, s in drift.items()} == {"a": (5.0, 1)}
+
+
+@pytest.mark.parametrize(
+    ("name", "kinds"),
+    [
+        ("two-body", (OrbitMetrics, LongRun)),
+        ("hamiltonian-zoo", (OrbitMetrics, LongRun)),
+        ("solar-system", (SolarMetrics, PositionErrors)),
+        ("molecule", (MoleculeMetrics, DynamicsMetrics)),
+        ("classification", (PictureMetrics, Score)),
+        ("segmentation", (PictureMetrics, Score)),
+        ("super-resolution", (SuperResolutionMetrics,)),
+    ],
+)
+def test_columns_of_the_results_table_are_measured(name, kinds):
+    """A misspelt column would be a column of dashes."""
+    measured_names = {each.name for kind in kinds for each in fields(kind)}
+    columns = {column.metric for column in find_experiment(name).columns}
+    assert columns <= measured_names

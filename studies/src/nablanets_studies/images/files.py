@@ -61,7 +61,8 @@ def read_picture(path: str | Path, *, megapixels: float = 200) -> Picture:
     >>> read_picture(path("scikit-learn-pictures") / "flower.jpg").colors.shape
     torch.Size([3, 427, 640])
     """
-    pil, turn = needed("PIL.Image"), needed("PIL.ImageOps").exif_transpose
+    pil = needed("PIL.Image")
+    turn = needed("PIL.ImageOps").exif_transpose
     damage = (OSError, SyntaxError, ValueError, EOFError, TypeError, IndexError, struct.error, zlib.error)
     try:
         with _limit(pil, megapixels), pil.open(path) as image:

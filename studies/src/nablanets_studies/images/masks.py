@@ -75,7 +75,8 @@ def read_pair(pair: Pair, classes: int) -> tuple[Tensor, Tensor]:
     Raises:
         DataFileError: a file is damaged, the sizes differ, or a class is out of range.
     """
-    colors, mask = rgb_bytes(pair.picture), read_mask(pair.mask)
+    colors = rgb_bytes(pair.picture)
+    mask = read_mask(pair.mask)
     if colors.shape[-2:] != mask.shape:
         raise DataFileError(
             f"{pair.mask}: expected the size of {pair.picture}, {tuple(colors.shape[-2:])}, got {tuple(mask.shape)}."

@@ -41,7 +41,8 @@ class Evaluations:
     scale: int
 
     def __post_init__(self) -> None:
-        self.count, self.kept = 0, list[tuple[int, nn.Module]]()
+        self.count = 0
+        self.kept = list[tuple[int, nn.Module]]()
 
     def __call__(self, net: nn.Module) -> float:
         self.kept = [(index, old) for index, old in self.kept if index >= self._first(self.count + 1)]

@@ -131,7 +131,8 @@ def load(config: ClassificationConfig) -> Split:
         raise unknown_name("data", config.data, _READERS)
     train, test = _READERS[config.data](config.folder)
     order = torch.randperm(len(train.labels), generator=torch.Generator().manual_seed(_SPLIT_SEED))
-    held, kept = order[: config.validation_samples], order[config.validation_samples :]
+    held = order[: config.validation_samples]
+    kept = order[config.validation_samples :]
     parts = [Labelled(train.pictures[index], train.labels[index], train.classes) for index in (kept, held)]
     return Split(parts[0], parts[1], test)
 

@@ -24,7 +24,10 @@ from nablanets_studies.pictures.pictures import PictureConfig, PictureExperiment
 from nablanets_studies.residual.arms import Arm
 
 CUTOUT_CLASSES = ("animals", "food", "plants", "vehicles")
-_TEST_SEED, _VALIDATION_SEED = 11, 12
+#: Seeds by which the composites for the end and for choices are drawn.
+_TEST_SEED = 11
+_VALIDATION_SEED = 12
+#: Photographs under the cut-outs have at most so many pixels on the longer side.
 _LONGEST = 640
 
 
@@ -166,7 +169,8 @@ def _cutouts(config: SegmentationConfig) -> Pixels:
 
 def _composites(config: SegmentationConfig, cutouts: list[list[CutOut]], classes: int) -> Pixels:
     """Each part has cut-outs and photographs of its own."""
-    learn, image = datasets.path("scikit-learn-pictures"), datasets.path("scikit-image-pictures")
+    learn = datasets.path("scikit-learn-pictures")
+    image = datasets.path("scikit-image-pictures")
     grounds: tuple[list[Path], ...] = (
         [learn / "china.jpg", learn / "flower.jpg", image / "rocket.jpg", image / "motorcycle_left.png"],
         [image / "coffee.png"],

@@ -262,7 +262,8 @@ def train_arm(
     )
     torch.manual_seed(seed)
     net = build(config, method, choice.alpha)
-    patches, validation = _patches(config), pictures_of(config).validation
+    patches = _patches(config)
+    validation = pictures_of(config).validation
     return net, train_super_resolution(net, patches, validation, settings, report=report)
 
 

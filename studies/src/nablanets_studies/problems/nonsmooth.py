@@ -48,7 +48,8 @@ class MaxAffine(NonsmoothField):
     def __init__(self, features: int = 2, pieces: int = 6, dtype: torch.dtype = torch.float32) -> None:
         check_positive_int(features, owner="MaxAffine", name="features")
         check_positive_int(pieces, owner="MaxAffine", name="pieces")
-        self.features, self.dtype = features, dtype
+        self.features = features
+        self.dtype = dtype
         generator = torch.Generator().manual_seed(_SITES_SEED)
         self.sites = torch.rand(pieces, features, generator=generator, dtype=torch.float64).to(dtype)
 
@@ -63,7 +64,8 @@ class MaxAffine(NonsmoothField):
         return self.size * (self.sites.to(x)[self._distances(x).argmin(dim=-1)] - 0.5)
 
     def kink_distance(self, x: Tensor) -> Tensor:
-        squares, sites = self._distances(x), self.sites.to(x)
+        squares = self._distances(x)
+        sites = self.sites.to(x)
         nearest = squares.argmin(dim=-1)
         between = torch.cdist(sites, sites)[nearest]
         bisectors = (squares - squares.amin(dim=-1, keepdim=True)) / (2 * between)
@@ -82,7 +84,8 @@ class L1Norm(NonsmoothField):
 
     def __init__(self, features: int = 2, dtype: torch.dtype = torch.float32) -> None:
         check_positive_int(features, owner="L1Norm", name="features")
-        self.features, self.dtype = features, dtype
+        self.features = features
+        self.dtype = dtype
 
     def potential(self, x: Tensor) -> Tensor:
         return (x - 0.5).abs().sum(dim=-1)
@@ -116,7 +119,8 @@ class Staircase(NonsmoothField):
     def __init__(self, features: int = 2, steps: int = 4, dtype: torch.dtype = torch.float32) -> None:
         check_positive_int(features, owner="Staircase", name="features")
         check_positive_int(steps, owner="Staircase", name="steps")
-        self.features, self.dtype = features, dtype
+        self.features = features
+        self.dtype = dtype
         direction = torch.arange(1, features + 1, dtype=torch.float64)
         direction = direction / direction.norm()
         self.direction = direction.to(dtype)

@@ -11,8 +11,10 @@ from torch import Tensor
 from nablanets.errors import InvalidInputError
 from nablanets_studies.problems.fields import Field
 
-# Fields are scaled by the mean length of their gradient over so many uniform points, drawn with this seed.
-_SCALE_POINTS, _SCALE_SEED = 10_000, 0
+#: Fields are scaled by the mean length of their gradient over so many uniform points.
+_SCALE_POINTS = 10_000
+#: The seed of these points, and of the fields' own random numbers.
+_SCALE_SEED = 0
 
 
 class PiecewiseQuadratic(Field):
@@ -50,7 +52,8 @@ class PiecewiseQuadratic(Field):
 
     def __init__(self, features: int, dtype: torch.dtype = torch.float32) -> None:
         _check_features(features, self.name)
-        self.features, self.dtype = features, dtype
+        self.features = features
+        self.dtype = dtype
         self.matrices = piecewise_matrices(features).to(dtype)
         self.scale = 1.0
         self.scale = _mean_length(self)
@@ -97,7 +100,8 @@ class PiecewiseDifference(Field):
     convex = False
 
     def __init__(self, features: int, dtype: torch.dtype = torch.float32) -> None:
-        self.features, self.dtype = features, dtype
+        self.features = features
+        self.dtype = dtype
         self.part = PiecewiseQuadratic(features, dtype)
         self.order = torch.randperm(features, generator=torch.Generator().manual_seed(_SCALE_SEED))
         self.inverse_order = self.order.argsort()
@@ -129,7 +133,8 @@ class SinusoidalRidges(Field):
 
     def __init__(self, features: int, dtype: torch.dtype = torch.float32) -> None:
         _check_features(features, self.name)
-        self.features, self.dtype = features, dtype
+        self.features = features
+        self.dtype = dtype
         generator = torch.Generator().manual_seed(_SCALE_SEED)
         direction = torch.randn(32, features, generator=generator, dtype=torch.float64)
         self.lengths = torch.linspace(2, 12, 32, dtype=dtype)

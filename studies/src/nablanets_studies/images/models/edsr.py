@@ -73,7 +73,10 @@ class EDSR(nn.Module):
             "residual_scale": residual_scale, "tail": tail, "onto_bicubic": onto_bicubic, "guided": guided,
             "value_range": value_range,
         }  # fmt: skip
-        self.scale, self.value_range, self.onto_bicubic, self.guided = scale, value_range, onto_bicubic, guided
+        self.scale = scale
+        self.value_range = value_range
+        self.onto_bicubic = onto_bicubic
+        self.guided = guided
         self.register_buffer("mean", torch.tensor(_DIV2K_MEAN).reshape(3, 1, 1), persistent=False)
         self.head = _conv(9 if guided else 3, width)
         self.body = nn.Sequential(*(residual(Block(width, activation, residual_scale), skip) for _ in range(blocks)))

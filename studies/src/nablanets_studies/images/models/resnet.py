@@ -94,9 +94,11 @@ class ResNet(nn.Module):
             "classes": classes, "blocks": list(blocks), "width": width, "channels": channels, "stem": stem,
             "skip": skip, "normalization": normalization, "dilated": dilated,
         }  # fmt: skip
-        self.channels, self.widths = channels, [width << k for k in range(len(blocks))]
+        self.channels = channels
+        self.widths = [width << k for k in range(len(blocks))]
         self._add_stem(stem, normalization)
-        inputs, dilation = width, 1
+        inputs = width
+        dilation = 1
         for k, count in enumerate(blocks):
             inside = k >= len(blocks) - dilated
             stride = 1 if k == 0 or inside else 2
@@ -116,7 +118,8 @@ class ResNet(nn.Module):
     def _add_stem(self, stem: str, norm: str) -> None:
         if stem not in get_args(Stem):
             raise unknown_name("stem", stem, get_args(Stem))
-        width, large = self.widths[0], stem == "imagenet"
+        width = self.widths[0]
+        large = stem == "imagenet"
         stride = 1 if stem == "cifar" else 2
         self.conv1 = nn.Conv2d(self.channels, width, 7 if large else 3, stride, 3 if large else 1, bias=False)
         self.bn1 = normalization(norm, width)

@@ -51,14 +51,16 @@ class UNet(nn.Module):
             "classes": classes, "channels": channels, "width": width, "levels": levels, "skip": skip,
             "normalization": normalization,
         }  # fmt: skip
-        self.channels, self.levels = channels, levels
+        self.channels = channels
+        self.levels = levels
         widths = [width << k for k in range(levels)]
         down = zip([width, *widths], widths, strict=False)
         up = [(widths[k] + widths[k + 1], widths[k]) for k in range(levels - 1)]
         self.head = nn.Conv2d(channels, width, 3, padding=1)
         self.down = nn.ModuleList(_block(i, o, normalization, skip) for i, o in down)
         self.up = nn.ModuleList(_block(i, o, normalization, skip) for i, o in up)
-        self.pool, self.enlarge = nn.AvgPool2d(2), nn.Upsample(scale_factor=2, mode="nearest")
+        self.pool = nn.AvgPool2d(2)
+        self.enlarge = nn.Upsample(scale_factor=2, mode="nearest")
         self.tail = nn.Conv2d(width, classes, 1)
         initialise_convolutions(self)
 
