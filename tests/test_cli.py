@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import runpy
+import subprocess
+import sys
 from importlib.metadata import EntryPoint
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -83,6 +87,11 @@ def test_export(capsys, tmp_path):
         (["apply", "broken.safetensors", "samples.csv"], "truncated"),
         (["fit", "samples.csv", "--out", "m.safetensors", "--network", "gradnet-d"], "choose gradnet-"),
         (["fit", "samples.csv", "--out", "m.safetensors", "--activation", "tan"], "'tanh'"),
+        (["fit", "samples.csv", "--out", "m.safetensors", "--seed", "9" * 20], "--seed"),
+        (["fit", "samples.csv", "--out", "m.safetensors", "--hidden", "9" * 20], "--hidden"),
+        (["fit", "samples.csv", "--out", "m.safetensors", "--depth", "9" * 20], "--depth"),
+        (["fit", "samples.csv", "--out", "m.safetensors", "--batch-size", "9" * 20], "--batch-size"),
+        (["verify", "three.safetensors", "--points", "9" * 20], "--points"),
         (["fit", "samples.csv", "--out", "m.safetensors", "--g-columns", "g1"], "2 point columns but 1"),
         (["fit", "samples.csv", "--out", "samples.csv/m.safetensors", "--steps", "1"], "cannot write"),
         (["apply", "three.safetensors", "samples.csv"], "takes 3 features"),
@@ -153,3 +162,42 @@ def test_commands_that_cannot_be_imported_do_not_take_the_others_with_them(capsy
     assert code == 0
     assert " fit " in out
     assert "nowhere.to.be.found:COMMANDS cannot be imported" in err
+
+
+#: Makes the import of torch end as Ctrl-C at that moment would end it.
+INTERRUPTED_AT_TORCH = """
+import sys
+
+
+class Interrupting:
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch":
+            raise KeyboardInterrupt
+
+
+sys.meta_path.insert(0, Interrupting())
+"""
+SCRIPT = "import sys\nfrom nablanets.cli import main\nsys.exit(main())\n"
+
+
+@pytest.mark.parametrize("start", [["-m", "nablanets"], ["nablanets"]])
+def test_ctrl_c_while_starting_is_quiet(tmp_path, start):
+    (tmp_path / "sitecustomize.py").write_text(INTERRUPTED_AT_TORCH)
+    (tmp_path / "nablanets").write_text(SCRIPT)
+    path = os.pathsep.join([str(tmp_path), str(Path(nablanets.__file__).parents[1])])
+    environment = {**os.environ, "PYTHONPATH": path}
+    arguments = start if start[0] == "-m" else [str(tmp_path / "nablanets")]
+    done = subprocess.run(
+        [sys.executable, *arguments, "--version"], check=False, capture_output=True, text=True, env=environment
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+def test_programs_that_use_the_library_keep_their_traceback(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(INTERRUPTED_AT_TORCH)
+    path = os.pathsep.join([str(tmp_path), str(Path(nablanets.__file__).parents[1])])
+    environment = {**os.environ, "PYTHONPATH": path}
+    done = subprocess.run(
+        [sys.executable, "-c", "import nablanets"], check=False, capture_output=True, text=True, env=environment
+    )
+    assert "KeyboardInterrupt" in done.stderr

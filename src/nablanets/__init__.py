@@ -1,5 +1,8 @@
 """Neural networks that are gradients, and layers that carry them."""
 
+import nablanets.interrupt  # noqa: F401 (before what takes seconds to import)
+
+# isort: split
 from nablanets import verify
 from nablanets.activations import ElementwiseActivation, GroupActivation, GroupDerivative, register_activation
 from nablanets.errors import NablaError

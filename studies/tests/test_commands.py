@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 from tests.commands import call, flags_of
 
+from nablanets_studies.catalog import find_experiment
 from nablanets_studies.cli import COMMANDS
+from nablanets_studies.machinery.base import override
 
 TINY = [
     "--set",
@@ -94,6 +96,13 @@ def test_data_by_name(capsys):
         (["run", "terrain", "--preset", "papre"], "'paper'"),
         (["run", "terrain", "--set", "second=3"], "'seconds'"),
         (["run", "terrain", "--set", "seconds=fast"], "expected a float"),
+        (["run", "terrain", "--set", "seconds=1e999"], "finite"),
+        (["run", "sinusoid", "--set", "other_frequencies=eight"], "expected a int like 0"),
+        (["upscale", "samples.csv", "--memory", "nan"], "--memory: expected a positive finite"),
+        (["upscale", "samples.csv", "--memory", "inf"], "--memory: expected a positive finite"),
+        (["upscale", "samples.csv", "--memory", "-1"], "--memory: expected a positive finite"),
+        (["upscale", "samples.csv", "--megapixels", "nan"], "--megapixels: expected a positive"),
+        (["train", "super-resolution", "--data", ".", "--out", "m", "--seed", "9" * 20], "--seed"),
         (["show", "terain"], "'terrain'"),
         (["report", "nowhere"], "not a run folder"),
         (["run", "field2d-convex", "--out", "samples.csv/run"], "cannot write"),
@@ -162,3 +171,9 @@ def test_ctrl_c_keeps_finished_parts_and_says_how_to_go_on(tmp_path):
     assert "Traceback" not in output
     finished = subprocess.run([*command, "--resume"], capture_output=True, text=True, env=environment, check=True)
     assert "Report:" in finished.stdout
+
+
+def test_a_setting_that_is_an_empty_tuple_can_be_set():
+    config = override(find_experiment("sinusoid").preset("quick"), ["other_frequencies=8, 16"])
+    assert config.other_frequencies == (8, 16)
+    assert override(config, ["other_frequencies="]).other_frequencies == ()

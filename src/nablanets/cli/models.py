@@ -114,7 +114,7 @@ def _evaluate(net: GradientMap, x: Tensor) -> tuple[Tensor, Tensor]:
 def verify(
     model: Path,
     file: Annotated[Path | None, typer.Argument(help="Points to check at; standard normal if not given.")] = None,
-    points_: Annotated[int, typer.Option("--points", min=3, help="How many points to use.")] = 64,
+    points_: Annotated[int, typer.Option("--points", min=3, max=10**6, help="How many points to use.")] = 64,
     x_columns: XColumns = None,
     separator: Separator = None,
 ) -> None:

@@ -61,6 +61,8 @@ class FitSettings:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise InvalidInputError(f"fit: expected {name} to be positive or None, got {value}.")
+        if not -(2**63) <= self.seed < 2**64:
+            raise InvalidInputError(f"fit: expected a seed of at most 64 bits, got {self.seed}.")
         if self.optimizer not in get_args(Optimizer):
             raise unknown_name("optimizer", str(self.optimizer), get_args(Optimizer))
         self.make_schedule()  # refuses what it cannot follow

@@ -30,6 +30,8 @@ def upscale(
     precision: Annotated[str, typer.Option(help="auto, float32 or bf16.")] = "auto",
 ) -> None:
     """Enlarge photographs with a super-resolution network."""
+    if not megapixels > 0:
+        raise InvalidInputError(f"--megapixels: expected a positive number, got {megapixels}.")
     if precision not in _PRECISIONS:
         raise unknown_name("precision", precision, _PRECISIONS)
     net = upscaling.packaged_upscaler() if model is None else _network(model)

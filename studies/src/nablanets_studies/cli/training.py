@@ -40,7 +40,7 @@ def super_resolution(
     patch: Annotated[int, typer.Option(help="Pixels of a patch of the small picture.")] = 32,
     precision: Annotated[str, typer.Option(help="32-true or bf16-mixed.")] = "bf16-mixed",
     devices: Annotated[int, typer.Option(help="Processes or devices; torchrun decides for itself.")] = 1,
-    seed: Annotated[int, typer.Option(help="Seed of weights and batches.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of weights and batches.")] = 0,
     checkpoint: Annotated[Path | None, typer.Option(help="State file; an interrupted run goes on from it.")] = None,
 ) -> None:
     """Train a super-resolution network; the defaults are the recipe of the packaged one."""

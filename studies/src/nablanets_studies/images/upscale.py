@@ -74,8 +74,10 @@ def side_within(net: nn.Module, memory: float) -> int:
     Estimated as six times the largest input and output of a layer, which holds for the networks of this package.
 
     Raises:
-        InvalidInputError: the memory is not enough for the smallest tile.
+        InvalidInputError: the memory is no finite number, or not enough for the smallest tile.
     """
+    if not (memory > 0 and math.isfinite(memory)):
+        raise InvalidInputError(f"--memory: expected a positive finite number of MiB, got {memory}.")
     largest = 0
 
     def record(_: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar, get_args, get_type_hints
 
 from matplotlib.figure import Figure
 from torch import nn
@@ -154,20 +155,29 @@ def override(config: C, changes: Sequence[str]) -> C:
             raise InvalidInputError(f"--set: expected key=value, got {change!r}.")
         if key not in known:
             raise unknown_name("setting", key, known)
-        values[key] = _parse(key, text, known[key])
+        example = known[key] if known[key] != () else (_element(config, key),)
+        values[key] = _parse(key, text, example)
     return replace(config, **values)
+
+
+def _element(config: Config, key: str) -> Any:
+    """A value of the type of a tuple's elements, from the annotation of the field."""
+    kind = get_args(get_type_hints(type(config))[key])[0]
+    return kind()
 
 
 def _parse(key: str, text: str, current: Any) -> Any:
     if isinstance(current, str):
         return text
     if isinstance(current, tuple):
-        return tuple(_parse(key, part, current[0]) for part in text.split(",") if part)
+        return tuple(_parse(key, part.strip(), current[0]) for part in text.split(",") if part)
     try:
         value = json.loads(text.lower())
-    except json.JSONDecodeError:
+    except ValueError:
         value = None
     wanted = type(current)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise InvalidInputError(f"--set {key}: expected a finite number, got {text!r}.")
     if isinstance(value, bool) != (wanted is bool) or not isinstance(value, int | float):
         raise InvalidInputError(f"--set {key}: expected a {wanted.__name__} like {current!r}, got {text!r}.")
     if wanted is int and value != int(value):
