@@ -129,7 +129,10 @@ CASES = [
     Case("scale", lambda: 2.5 * _softmax_m()),
     Case("pullback", lambda: GradNetM(4, 5, monotone=True).pullback(torch.randn(4, D), torch.randn(4))),
     Case("pullback-diagonal", lambda: _monotone_c().pullback(torch.tensor([0.5, 2.0, -1.0]))),
-    Case("pullback-trained", lambda: Pullback(_softmax_m(), torch.randn(D, D), torch.randn(D), trainable=True)),
+    Case(
+        "pullback-trained",
+        lambda: Pullback(_softmax_m(), torch.eye(D) + 0.3 * torch.randn(D, D), torch.randn(D), trainable=True),
+    ),
     Case("quadratic-from-matrix", lambda: Quadratic.from_matrix(torch.eye(D) + 0.5, torch.ones(D), monotone=True)),
     Case("pullback-of-potential", lambda: 2 * icnn_gradient(2, 5).pullback(torch.randn(2, D))),
     Case("from-potential", lambda: from_potential(MLP(D, 5, outputs=1), D)),

@@ -6,12 +6,23 @@ import torch
 from tests import checks
 from tests.cases import CASES
 
+#: Maps of which a check finds nothing to check, by name, and why.
+EXEMPT = {
+    ("pullback-of-potential", "inverse_operations"): "two features pulled back to three: singular everywhere",
+    ("pairs-on-a-line", "inverse_operations"): "forces of pairs do not feel a common shift: singular everywhere",
+}
+
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["f64", "f32"])
 @pytest.mark.parametrize("check", checks.FAST, ids=lambda check: check.__name__)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_map(case, check, dtype):
-    check(case.build().to(dtype))
+    net = case.build().to(dtype)
+    if (case.name, check.__name__) in EXEMPT:
+        with pytest.raises(checks.TooFewSamplesError):
+            check(net)
+        return
+    check(net)
 
 
 @pytest.mark.parametrize("check", checks.GRAPH, ids=lambda check: check.__name__)

@@ -97,6 +97,28 @@ class UnrefusedSingular(Mutant):
         return operator
 
 
+class SingularAtMostPoints(Mutant):
+    """Invertible where all coordinates are positive: one point in eight."""
+
+    def _jacobian(self, x):
+        positive = (x > 0).to(x)
+        return StructuredOperator(D, (GramTerm(torch.eye(D).to(x), positive),))
+
+
+class WrongLogdetBesideSingular(SingularAtMostPoints):
+    def _jacobian(self, x):
+        operator = super()._jacobian(x)
+        operator.logdet = lambda: torch.full(x.shape[:-1], 0.01).to(x)
+        return operator
+
+
+class WrongSolveBesideSingular(SingularAtMostPoints):
+    def _jacobian(self, x):
+        operator = super()._jacobian(x)
+        operator.solve = lambda b: 1.01 * b
+        return operator
+
+
 class NotMonotone(Mutant):
     def _forward(self, x):
         return -self.inner(x)
@@ -167,6 +189,14 @@ class DetachedDerivative(Mutant):
         return self.inner(x) + x.detach()
 
 
+class LinearisedTerm(Mutant):
+    """Right up to the first derivative; the second one lacks that of the cube."""
+
+    def _forward(self, x):
+        fixed = x.detach()
+        return self.inner(x) + fixed**3 + 3 * fixed**2 * (x - fixed)
+
+
 class BranchesOnData(Mutant):
     def _forward(self, x):
         return self.inner(x) if bool(x.sum() > 1e9) else self.inner(x) * 1
@@ -184,6 +214,8 @@ MUTANTS = [
     (checks.loops, Rotation),
     (checks.operator, WrongTrace),
     (checks.inverse_operations, UnrefusedSingular),
+    (checks.inverse_operations, WrongLogdetBesideSingular),
+    (checks.inverse_operations, WrongSolveBesideSingular),
     (checks.monotone, NotMonotone),
     (checks.monotone, MonotoneAtTheStartOnly),
     (checks.parameters_are_used, UnusedParameter),
@@ -193,6 +225,7 @@ MUTANTS = [
     (checks.copies, lambda: LosesArguments(2.0)),
     (checks.dtypes, ConstantInFloat32),
     (checks.second_derivatives, DetachedDerivative),
+    (checks.second_derivatives, LinearisedTerm),
     (checks.compiles, BranchesOnData),
     (checks.exports, BranchesOnData),
 ]
@@ -204,14 +237,34 @@ def test_mutant_fails(check, mutant):
         check(mutant().double())
 
 
+@pytest.mark.parametrize("mutant", [DetachedDerivative, LinearisedTerm])
+def test_mutant_of_second_derivatives_fails_in_float32(mutant):
+    with pytest.raises(AssertionError, match=r"in torch\.float32"):
+        checks.second_derivatives(mutant().float())
+
+
+def test_inverse_operations_use_the_samples_that_are_sound():
+    checks.inverse_operations(SingularAtMostPoints().double())
+
+
+def test_inverse_operations_ask_for_samples():
+    class Flat(Mutant):
+        def _jacobian(self, x):
+            return StructuredOperator(D, (GramTerm(torch.eye(D).to(x), 0 * x),))
+
+    with pytest.raises(checks.TooFewSamplesError):
+        checks.inverse_operations(Flat().double())
+
+
 def test_every_check_has_a_mutant():
     assert {check for check, _ in MUTANTS} == {*checks.FAST, *checks.GRAPH}
 
 
 @pytest.mark.parametrize("check", [*checks.FAST, *checks.GRAPH], ids=lambda check: check.__name__)
-def test_sound_map_passes(check):
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["f64", "f32"])
+def test_sound_map_passes(check, dtype):
     """The base class of the mutants passes every check, so each fails for what it spoils."""
-    check(Mutant().double())
+    check(Mutant().to(dtype))
 
 
 def test_asymmetry_of_a_group_activation_in_the_cascade():
