@@ -58,6 +58,30 @@ def test_only_what_is_wanted_is_differentiated(needed):
             assert_close(ours.grad, reference.grad)
 
 
+@pytest.mark.parametrize("moved", [m for m in itertools.product([True, False], repeat=4) if any(m)])
+@pytest.mark.parametrize("onto", [True, False])
+def test_forward_mode_in_each_of_its_arguments(moved, onto):
+    """Along tangents of any of y, x, g, s; g requires a gradient, without which torch would not ask the mix itself."""
+    arguments = inputs((2, 3, 4), onto=onto)
+    moved = [t is not None and move for t, move in zip(arguments, moved, strict=True)]
+    if not any(moved):
+        pytest.skip("y alone, which is not there")
+    tangents = [None if t is None else torch.randn_like(t) for t in arguments]
+    with forward_ad.dual_level():
+        duals = [forward_ad.make_dual(t, v) if m else t for t, v, m in zip(arguments, tangents, moved, strict=True)]
+        result = mixed(*duals, [-2, -1], 2.5)
+        assert type(result.grad_fn).__name__ == "_MixedBackward"
+        found = forward_ad.unpack_dual(result).tangent
+
+    def along(*steps):
+        moving = iter(steps)
+        return by_hand(*(next(moving) if m else t for t, m in zip(arguments, moved, strict=True)), [-2, -1], 2.5)
+
+    starts = tuple(t for t, m in zip(arguments, moved, strict=True) if m)
+    directions = tuple(v for v, m in zip(tangents, moved, strict=True) if m)
+    assert_close(found, torch.func.jvp(along, starts, directions)[1], rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_layout_is_kept_and_the_gate_has_its_derivative_in_any(layout):
     arguments = inputs((2, 3, 4, 5))
