@@ -20,9 +20,12 @@ from nablanets.residual.skip import GradientSkip
 class LayerStatistics(NamedTuple):
     """One gradient residual at one time.
 
-    ``gate``: mean of s(alpha); ``ratio``: mean over samples of |g| / |x|, g before it is normalised; ``alignment``:
-    mean cosine between g and x; ``neighbours``: mean cosine between g at x and at x + d, |d| = distance |x| in a
-    random direction.
+    Attributes:
+        name: of the layer in the model.
+        gate: the mean of s(alpha).
+        ratio: the mean over samples of |g| / |x|, with g before it is normalised.
+        alignment: the mean cosine between g and x.
+        neighbours: the mean cosine between g at x and g at x + d, where |d| = distance |x| in a random direction.
     """
 
     name: str
@@ -52,10 +55,10 @@ def residual_statistics(model: nn.Module, *inputs: Any, distance: float = 0.01, 
 
     def watch(name: str, skip: GradientSkip) -> Callable[..., None]:
         def hook(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
-            root, x = (skip.block, *arguments) if isinstance(skip, GradientResidual) else arguments[:2]
-            seen.append(
-                (name.removesuffix(".gradient_residual"), skip, lambda t: GradientSkip.gradient(skip, root, t), x)
-            )
+            # A layer is called with x, a skip inside a converted model with the root and x.
+            root, x = (skip.block, arguments[0]) if isinstance(skip, GradientResidual) else arguments[:2]
+            layer = name.removesuffix(".gradient_residual")
+            seen.append((layer, skip, lambda t: GradientSkip.gradient(skip, root, t), x))
 
         return hook
 
@@ -122,16 +125,18 @@ def _statistics(
     distance: float,
     generator: torch.Generator,
 ) -> LayerStatistics:
-    g, flat = gradient(x).flatten(1), x.flatten(1)
-    offset = torch.randn(flat.shape, generator=generator).to(flat)
-    offset = distance * flat.norm(dim=1, keepdim=True) * offset / offset.norm(dim=1, keepdim=True)
+    flat = x.flatten(1)  # (samples, all else)
+    g = gradient(x).flatten(1)
+    direction = torch.randn(flat.shape, generator=generator).to(flat)
+    direction = direction / direction.norm(dim=1, keepdim=True)
+    offset = distance * flat.norm(dim=1, keepdim=True) * direction
     ratio = g.norm(dim=1) / flat.norm(dim=1).clamp_min(torch.finfo(flat.dtype).tiny)
     return LayerStatistics(
-        name,
-        float(skip.gate().mean()),
-        float(ratio.mean()),
-        float(F.cosine_similarity(g, flat, dim=1).mean()),
-        float(neighbour_cosines(gradient, x, offset.view_as(x)).mean()),
+        name=name,
+        gate=float(skip.gate().mean()),
+        ratio=float(ratio.mean()),
+        alignment=float(F.cosine_similarity(g, flat, dim=1).mean()),
+        neighbours=float(neighbour_cosines(gradient, x, offset.view_as(x)).mean()),
     )
 
 

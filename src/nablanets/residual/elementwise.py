@@ -1,4 +1,7 @@
-"""Elementwise functions as torch.nn has them: how a cotangent passes through each, in one fused operation."""
+"""Elementwise functions as torch.nn has them: the pullback c -> c s'(u) of each, in one fused operation.
+
+Some slopes are computed from the output y = s(u), the others from the input u; only that one is kept until the sweep.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from nablanets.activations.base import ElementwiseActivation
 from nablanets.residual.sweep import Pull, Sweep, call
 
 _aten = torch.ops.aten
-#: (c, t, **arguments) -> c s'(u), where t is the output s(u) for :data:`_OF_OUTPUT` and u for others; c broadcasts.
+#: (c, t, **arguments) -> c s'(u), where t is y for the functions in :data:`_FROM_OUTPUT` and u for others.
 Slope = Callable[..., Tensor]
 
 
@@ -98,7 +101,7 @@ SLOPES: Mapping[Any, Slope] = {
     torch.neg: _neg, operator.neg: _neg, "neg": _neg,
 }  # fmt: skip
 
-_OF_OUTPUT: frozenset[Slope] = frozenset({_relu, _tanh, _sigmoid})
+_FROM_OUTPUT: frozenset[Slope] = frozenset({_relu, _tanh, _sigmoid})
 
 #: The function and arguments that a module of torch.nn stands for.
 MODULES: Mapping[type[nn.Module], tuple[Callable[..., Tensor], tuple[str, ...]]] = {
@@ -117,23 +120,23 @@ MODULES: Mapping[type[nn.Module], tuple[Callable[..., Tensor], tuple[str, ...]]]
 }
 
 
-def slope_of(function: Any, u: Tensor, y: Tensor, how: Sweep, arguments: Mapping[str, Any]) -> Pull:
+def slope_of(function: Any, u: Tensor, y: Tensor, sweep: Sweep, arguments: Mapping[str, Any]) -> Pull:
     """c -> c s'(u) for a function of :data:`SLOPES`, with y = s(u); it keeps only one of both."""
     slope = SLOPES[function]
-    kept = how.hold(y if slope in _OF_OUTPUT else u)
+    kept = sweep.maybe_detach(y if slope in _FROM_OUTPUT else u)
     return lambda c: slope(c if c.dtype == kept.dtype else c.to(kept.dtype), kept, **arguments)
 
 
-def activation(module: nn.Module, x: Tensor, how: Sweep) -> tuple[Tensor, Pull]:
+def activation(module: nn.Module, x: Tensor, sweep: Sweep) -> tuple[Tensor, Pull]:
     """An activation of torch.nn."""
     function, names = next(MODULES[cls] for cls in type(module).__mro__ if cls in MODULES)
     arguments = {name: getattr(module, name) for name in names}
     # Never in place: the slope and the skip need what came in.
     y = call(module, x) if not getattr(module, "inplace", False) else function(x, **arguments)
-    return y, slope_of(function, x, y, how, arguments)
+    return y, slope_of(function, x, y, sweep, arguments)
 
 
-def activation_of_ours(module: ElementwiseActivation, x: Tensor, how: Sweep) -> tuple[Tensor, Pull]:
+def activation_of_ours(module: ElementwiseActivation, x: Tensor, sweep: Sweep) -> tuple[Tensor, Pull]:
     """An activation of this package."""
-    u = how.hold(x)
+    u = sweep.maybe_detach(x)
     return call(module, x), lambda c: c * module.derivative(u)

@@ -1,4 +1,9 @@
-"""Linear and convolutional layers: value and pullback."""
+"""Linear and convolutional layers: value and pullback.
+
+The pullback of a convolution is the transposed convolution (with the adjoint of its padding). A cotangent that is the
+same at all positions, as behind the last nonlinearity of a block, needs no convolution: each tap of the kernel hits a
+position or not, so that the result is a product of the kernel with tables of zeros and ones.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +20,14 @@ from torch.nn.modules.conv import _ConvNd
 from nablanets.residual.sweep import Absorbing, ChannelScale, Pull, Sweep, call, hooked
 
 
-def linear(module: nn.Linear, x: Tensor, how: Sweep) -> tuple[Tensor, Pull]:
+def linear(module: nn.Linear, x: Tensor, sweep: Sweep) -> tuple[Tensor, Pull]:
     """x W^T + b, pulled back by c W."""
     weight = module.weight
     y = call(module, x) if hooked(module) else F.linear(x, weight, module.bias)
-    weight = how.hold(weight)
+    weight = sweep.maybe_detach(weight)
 
     def pull(c: Tensor) -> Tensor:
-        if c.ndim == 0:
+        if c.ndim == 0:  # one number for all outputs
             return c * weight.sum(dim=0)
         if c.shape[-1] != weight.shape[0]:
             c = c.expand(*c.shape[:-1], weight.shape[0])
@@ -31,13 +36,13 @@ def linear(module: nn.Linear, x: Tensor, how: Sweep) -> tuple[Tensor, Pull]:
     return y, pull
 
 
-def conv(module: _ConvNd, x: Tensor, how: Sweep) -> tuple[Tensor, Pull]:
+def conv(module: _ConvNd, x: Tensor, sweep: Sweep) -> tuple[Tensor, Pull]:
     """Any stride, padding, padding mode, dilation and groups."""
     weight = module.weight
     y = call(module, x) if hooked(module) else module._conv_forward(x, weight, module.bias)
     n = weight.ndim - 2
     channels_last = x.ndim == n + 2 and x.shape[1] > 1 and x.stride(1) == 1
-    return y, _ConvPull(module, how.hold(weight).to(y.dtype), x.shape[-n:], y.shape, channels_last)
+    return y, _ConvPull(module, sweep.maybe_detach(weight).to(y.dtype), x.shape[-n:], y.shape, channels_last)
 
 
 @dataclass
@@ -55,33 +60,57 @@ class _ConvPull(Absorbing):
     scale: Tensor | None = None
 
     def after(self, scale: ChannelScale) -> Pull:
-        if self.weight.numel() > self.shape.numel():
+        if self.weight.numel() > self.shape.numel():  # scaling cotangents is cheaper than scaling weights here
             return lambda c: self(scale(c))
         self.scale = scale.scale
         return self
 
     def __call__(self, c: Tensor) -> Tensor:
-        module, weight, n = self.module, self.weight, self.weight.ndim - 2
-        c = c.to(weight.dtype)
-        positions = self.positions
+        module = self.module
+        c = c.to(self.weight.dtype)
         pads = _pads(module)
-        direct = module.padding_mode == "zeros" and all(left == right for left, right in pads)
-        size = [s if direct else s + left + right for s, (left, right) in zip(positions, pads, strict=True)]
-        geometry = size, module.stride, [left if direct else 0 for left, _ in pads], module.dilation
-        if c.numel() in {1, weight.shape[0]} and c.shape[-n:] != self.shape[-n:]:
-            # The same for every sample and position: the outputs of a group are summed first.
-            c = c if self.scale is None else c * self.scale
-            kernel = weight if c.numel() == 1 else c.reshape(-1, *[1] * (n + 1)) * weight
-            kernel = kernel.reshape(module.groups, -1, *weight.shape[1:]).sum(dim=1)
-            kernel = kernel * c.reshape(()) if c.numel() == 1 else kernel
-            g = _spread(kernel.flatten(0, 1), self.shape[-n:], *geometry)
-            # In the layout of x: what combines both is slow otherwise.
-            g = g.movedim(0, -1).contiguous().movedim(-1, 0) if self.channels_last else g
+        # Zeros, as many before as behind, are undone by the transposed convolution itself; other padding afterwards.
+        in_one = module.padding_mode == "zeros" and all(left == right for left, right in pads)
+        if in_one:
+            grid = list(self.positions)
+            padding = [left for left, _ in pads]
         else:
-            c = c.expand(self.shape) if c.shape != self.shape[-c.ndim :] else c
-            weight = weight if self.scale is None else weight * self.scale.to(weight.dtype).unsqueeze(-1)
-            g = _transposed(c, weight, *geometry, module.groups)
-        return g if direct else _unpadded(g, positions, pads, module.padding_mode)
+            grid = [size + left + right for size, (left, right) in zip(self.positions, pads, strict=True)]
+            padding = [0] * len(pads)
+        g = self._of_constant(c, grid, padding) if self._is_constant(c) else self._of_any(c, grid, padding)
+        return g if in_one else _unpadded(g, self.positions, pads, module.padding_mode)
+
+    def _is_constant(self, c: Tensor) -> bool:
+        """Whether c has one number, or one per channel, for all samples and positions."""
+        n = len(self.positions)
+        return c.numel() in {1, self.weight.shape[0]} and c.shape[-n:] != self.shape[-n:]
+
+    def _of_constant(self, c: Tensor, grid: list[int], padding: list[int]) -> Tensor:
+        """The outputs of a group are summed first: (groups * inputs per group, *grid), without a batch."""
+        module = self.module
+        weight = self.weight  # (outputs, inputs per group, *kernel)
+        n = len(self.positions)
+        c = c if self.scale is None else c * self.scale
+        one_number = c.numel() == 1
+        kernel = weight if one_number else c.reshape(-1, *[1] * (n + 1)) * weight
+        kernel = kernel.reshape(module.groups, -1, *weight.shape[1:]).sum(dim=1)
+        if one_number:
+            kernel = kernel * c.reshape(())
+        outputs = self.shape[-n:]
+        g = _spread(kernel.flatten(0, 1), outputs, grid, module.stride, padding, module.dilation)
+        if self.channels_last:  # in the layout of x: what combines both is slow otherwise
+            g = g.movedim(0, -1).contiguous().movedim(-1, 0)
+        return g
+
+    def _of_any(self, c: Tensor, grid: list[int], padding: list[int]) -> Tensor:
+        """The transposed convolution of each sample."""
+        module = self.module
+        weight = self.weight
+        if c.shape != self.shape[-c.ndim :]:
+            c = c.expand(self.shape)
+        if self.scale is not None:
+            weight = weight * self.scale.to(weight.dtype).unsqueeze(-1)
+        return _transposed(c, weight, grid, module.stride, padding, module.dilation, module.groups)
 
 
 def _pads(module: _ConvNd) -> list[tuple[int, int]]:
@@ -126,12 +155,13 @@ def _transposed(
 ) -> Tensor:
     """The transposed convolution of c onto a grid of the given size."""
     n = len(size)
-    rest = [
-        s - ((c.shape[i - n] - 1) * stride[i] - 2 * padding[i] + dilation[i] * (weight.shape[i + 2] - 1) + 1)
-        for i, s in enumerate(size)
-    ]
+    extra = []  # positions at the end that no output reached, because of the stride
+    for i, wanted in enumerate(size):
+        reach = dilation[i] * (weight.shape[i + 2] - 1) + 1
+        covered = (c.shape[i - n] - 1) * stride[i] - 2 * padding[i] + reach
+        extra.append(wanted - covered)
     transpose = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[n - 1]
-    return transpose(c, weight, None, stride, padding, rest, groups, dilation)
+    return transpose(c, weight, None, stride, padding, extra, groups, dilation)
 
 
 def _unpadded(g: Tensor, size: Sequence[int], pads: list[tuple[int, int]], mode: str) -> Tensor:

@@ -20,7 +20,7 @@ def unit(g: Tensor, dims: list[int]) -> Tensor:
     tensor([[0.6000, 0.8000],
             [0.0000, 0.0000]])
     """
-    return g * _rate(g, dims)
+    return g * _inverse_norm(g, dims)
 
 
 def mixed(
@@ -46,14 +46,14 @@ def mixed(
     """
     if y is not None and y.dtype != x.dtype:
         return y + mixed(None, x, g, s, dims, gain)
-    if s.ndim or torch.compiler.is_compiling():
+    if s.ndim or torch.compiler.is_compiling():  # the closed derivatives are for one gate; compilers fuse by themselves
         return _composed(y, x, g, s, dims, gain)
-    if g.requires_grad:
+    if g.requires_grad:  # back-propagation through g, where the closed backward pass pays
         result: Tensor = _Mixed.apply(y, x, g, s, dims, gain)[0]
         return result
     if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
         return _composed(y, x, g, s, dims, gain)
-    return _summed(y, x, g, s, _rate(g, dims), gain, overwrite=overwrite)
+    return _summed(y, x, g, s, _inverse_norm(g, dims), gain, overwrite=overwrite)
 
 
 def _composed(y: Tensor | None, x: Tensor, g: Tensor, s: Tensor, dims: list[int], gain: float) -> Tensor:
@@ -64,10 +64,10 @@ def _composed(y: Tensor | None, x: Tensor, g: Tensor, s: Tensor, dims: list[int]
 
 
 def _summed(
-    y: Tensor | None, x: Tensor, g: Tensor, s: Tensor, rate: Tensor, gain: float, *, overwrite: bool = False
+    y: Tensor | None, x: Tensor, g: Tensor, s: Tensor, inverse_norm: Tensor, gain: float, *, overwrite: bool = False
 ) -> Tensor:
-    """The same in fewer passes through memory, outside of autograd and vmap; ``rate`` is 1 / |g|."""
-    weight = rate * (s if gain == 1 else s * gain)
+    """The same in fewer passes through memory, outside of autograd and vmap; ``inverse_norm`` is 1 / |g|."""
+    weight = inverse_norm * (s if gain == 1 else s * gain)
     if overwrite and y is not None:
         result = y.addcmul_(g, weight)
     else:
@@ -75,7 +75,7 @@ def _summed(
     return result.addcmul_(x, 1 - s)
 
 
-def _rate(g: Tensor, dims: list[int]) -> Tensor:
+def _inverse_norm(g: Tensor, dims: list[int]) -> Tensor:
     """1 / |g|, and 0 where g = 0."""
     square = g.square().sum(dim=dims, keepdim=True)  # vector_norm is slow over inner dimensions
     zero = square == 0
@@ -90,8 +90,8 @@ class _Mixed(torch.autograd.Function):
     def forward(
         y: Tensor | None, x: Tensor, g: Tensor, s: Tensor, dims: list[int], gain: float
     ) -> tuple[Tensor, Tensor]:
-        rate = _rate(g, dims)
-        return _summed(y, x, g, s, rate, gain), rate
+        inverse_norm = _inverse_norm(g, dims)
+        return _summed(y, x, g, s, inverse_norm, gain), inverse_norm
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -106,33 +106,33 @@ class _Mixed(torch.autograd.Function):
     def backward(ctx: Any, of_result: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
         if of_result is None:
             return (None,) * 6
-        x, g, s, rate = ctx.saved_tensors
+        x, g, s, inverse_norm = ctx.saved_tensors
         again = torch.is_grad_enabled()  # to be differentiated again, or batched
-        rate = _rate(g, ctx.dims) if again else rate
+        inverse_norm = _inverse_norm(g, ctx.dims) if again else inverse_norm
         of_x = of_g = of_s = None
         if ctx.needs_input_grad[1]:
             of_x = (1 - s) * of_result
         if ctx.needs_input_grad[2] or ctx.needs_input_grad[3]:
-            along = rate * (of_result * g).sum(dim=ctx.dims, keepdim=True)  # <u, G>
+            along = inverse_norm * (of_result * g).sum(dim=ctx.dims, keepdim=True)  # <u, G>
         if ctx.needs_input_grad[3]:
             of_s = ctx.gain * along.sum() - _inner(of_result, x)
         if ctx.needs_input_grad[2]:
-            across = torch.addcmul(of_result, g, along * rate, value=-1)
-            weight = rate * (ctx.gain * s)
+            across = torch.addcmul(of_result, g, along * inverse_norm, value=-1)
+            weight = inverse_norm * (ctx.gain * s)
             of_g = across * weight if again else across.mul_(weight)
         return of_result if ctx.onto else None, of_x, of_g, of_s, None, None
 
     @staticmethod
     def jvp(ctx: Any, of_y: Any, of_x: Any, of_g: Any, of_s: Any, *_: None) -> tuple[Tensor, None]:
         x, g, s, _ = ctx.saved_tensors
-        rate = _rate(g, ctx.dims)
-        u = g * rate
+        inverse_norm = _inverse_norm(g, ctx.dims)
+        u = g * inverse_norm
         result = torch.zeros_like(x) if of_y is None else of_y
         if of_x is not None:
             result = result + (1 - s) * of_x
         if of_g is not None:
             along = (u * of_g).sum(dim=ctx.dims, keepdim=True)
-            result = result + (s * ctx.gain) * rate * (of_g - u * along)
+            result = result + (s * ctx.gain) * inverse_norm * (of_g - u * along)
         if of_s is not None:
             result = result + of_s * (ctx.gain * u - x)
         return result, None
@@ -140,7 +140,7 @@ class _Mixed(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[Any, Any]:
         def composed(*inputs: Any) -> tuple[Tensor, Tensor]:
-            return _composed(*inputs), _rate(inputs[2], inputs[4])
+            return _composed(*inputs), _inverse_norm(inputs[2], inputs[4])
 
         return torch.vmap(composed, in_dims, randomness=info.randomness)(*inputs), (0, 0)
 

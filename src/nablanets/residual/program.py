@@ -1,7 +1,13 @@
 """What a module's forward computes, as a list of steps that can be run and swept in reverse.
 
-Steps name submodules and parameters and look them up when they run. Leaves without a rule go through
-``torch.func.vjp``, each by itself.
+A program is straight-line code. Slot 0 holds the input, and each step computes the value of its own slot from the
+values of earlier ones. Running it makes the values in order; each step gives, with its value, one pullback for every
+slot that it reads. The reverse sweep starts with a cotangent of the output and goes through the steps backwards: a step
+takes the cotangent of its slot, which is complete by then since all that read it come later, and adds what its
+pullbacks make of it to the cotangents of the slots that it reads. What arrives in slot 0 is J^T c.
+
+Steps name submodules and parameters and look them up when they run, so that one program serves copies of a module.
+Submodules without a rule go through ``torch.func.vjp``, each by itself.
 """
 
 from __future__ import annotations
@@ -67,42 +73,59 @@ class Step:
 
 @dataclass(frozen=True)
 class Program:
-    """Steps from an input to an output, on the submodules of a root that is given when it runs."""
+    """Steps from an input to an output, on the submodules of a root that is given when it runs.
+
+    Attributes:
+        steps: in the order of the forward.
+        output: the slot that holds the result.
+        read_once: the slots that are read exactly once, by a step or as the output.
+        done_after: for each step the slots that nothing reads after it.
+    """
 
     steps: tuple[Step, ...]
     output: int
-    #: The slots that one step reads, once.
     read_once: frozenset[int] = field(init=False, compare=False)
-    #: For each step the slots that none reads after it.
-    done: tuple[frozenset[int], ...] = field(init=False, compare=False)
+    done_after: tuple[frozenset[int], ...] = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
-        readers = Counter([self.output, *(place for step in self.steps for place in step.inputs)])
-        object.__setattr__(self, "read_once", frozenset(place for place, count in readers.items() if count == 1))
-        last = {place: step.slot for step in self.steps for place in step.inputs} | {self.output: None}
-        done = (frozenset(place for place in step.inputs if last[place] == step.slot) for step in self.steps)
-        object.__setattr__(self, "done", tuple(done))
+        readers = Counter(place for step in self.steps for place in step.inputs)
+        readers[self.output] += 1
+        read_once = frozenset(place for place, count in readers.items() if count == 1)
+        last_reader = {place: step.slot for step in self.steps for place in step.inputs}
+        last_reader.pop(self.output, None)  # the output is kept for the caller
+        done_after = []
+        for step in self.steps:
+            done_after.append(frozenset(place for place in step.inputs if last_reader.get(place) == step.slot))
+        object.__setattr__(self, "read_once", read_once)
+        object.__setattr__(self, "done_after", tuple(done_after))
 
     def run(self, root: nn.Module, x: Tensor) -> Tensor:
         """The output's value."""
         return self.linearise(root, x, Sweep(), frozenset())[0]
 
-    def linearise(self, root: nn.Module, x: Tensor, how: Sweep, skipped: frozenset[int]) -> tuple[Tensor, Pull]:
-        """The output's value, and c -> J^T c; the pullback leaves the steps with the ``skipped`` slots out."""
+    def linearise(self, root: nn.Module, x: Tensor, sweep: Sweep, left_out: frozenset[int]) -> tuple[Tensor, Pull]:
+        """The output's value and the pullback c -> J^T c.
+
+        Args:
+            root: the module that owns the submodules.
+            x: the input.
+            sweep: what counts as a constant.
+            left_out: slots of steps that the pullback treats as the identity.
+        """
         values: dict[int, Tensor] = {0: x}
-        pulls: dict[int, tuple[Pull, ...]] = {}
-        for step, done in zip(self.steps, self.done, strict=True):
-            values[step.slot], backward = _evaluate(step, root, values, how)
-            pulls[step.slot] = (_identity,) if step.slot in skipped else backward
+        pulls: dict[int, tuple[Pull, ...]] = {}  # by slot, one for each of the step's inputs
+        for step, done in zip(self.steps, self.done_after, strict=True):
+            values[step.slot], backward = _evaluate(step, root, values, sweep)
+            pulls[step.slot] = (_identity,) if step.slot in left_out else backward
             if isinstance(pulls[step.slot][0], ChannelScale):
                 self._absorb(step, pulls)
-            for place in done:  # memory that is free again is in the cache
+            for place in done:  # memory that is given back early is still in the cache when it is used again
                 del values[place]
 
         def pull_back(c: Tensor) -> Tensor:
             cotangents = {self.output: c}
             for step in reversed(self.steps):
-                if step.slot not in cotangents:
+                if step.slot not in cotangents:  # the output does not depend on it
                     continue
                 c = cotangents.pop(step.slot)
                 for source, pull in zip(step.inputs, pulls[step.slot], strict=True):
@@ -113,17 +136,26 @@ class Program:
         return values[self.output], pull_back
 
     def _absorb(self, step: Step, pulls: dict[int, tuple[Pull, ...]]) -> None:
-        """Let what comes before a step take over its scale: weights are mostly smaller than what they act on."""
-        scale, before = cast(ChannelScale, pulls[step.slot][0]), step.inputs[0]
-        earlier = pulls[before][0] if before in self.read_once and before in pulls else None
+        """Let the layer before a step take over its scale per channel, if nothing else reads that layer's value.
+
+        Scaling a layer's weights is cheaper than scaling cotangents, which mostly are larger.
+        """
+        scale = cast(ChannelScale, pulls[step.slot][0])
+        before = step.inputs[0]
+        if before not in self.read_once or before not in pulls:
+            return
+        earlier = pulls[before][0]
         if isinstance(earlier, Absorbing):
-            pulls[before], pulls[step.slot] = (earlier.after(scale),), (_identity,)
+            pulls[before] = (earlier.after(scale),)
+            pulls[step.slot] = (_identity,)
 
     def owns_output(self, root: nn.Module) -> bool:
         """Whether the output is a new tensor that nobody else has seen: that of a known layer, without hooks."""
-        step = next(step for step in reversed(self.steps) if step.slot == self.output) if self.output else None
-        module = submodule(root, step.path) if step is not None and step.is_module else None
-        return isinstance(module, MAKING) and rule_of(module) is not None and not hooked(module)
+        for step in reversed(self.steps):
+            if step.slot == self.output:
+                module = submodule(root, step.path) if step.is_module else None
+                return isinstance(module, MAKING) and rule_of(module) is not None and not hooked(module)
+        return False  # the output is the input
 
     def leaves(self) -> tuple[str, ...]:
         """The names of the submodules that it calls."""
@@ -141,30 +173,37 @@ class Program:
             slot = inputs[0]
 
 
-def _evaluate(step: Step, root: nn.Module, values: dict[int, Tensor], how: Sweep) -> tuple[Tensor, tuple[Pull, ...]]:
+def _evaluate(step: Step, root: nn.Module, values: dict[int, Tensor], sweep: Sweep) -> tuple[Tensor, tuple[Pull, ...]]:
+    """The value of a step, and a pullback for each slot that it reads."""
     if step.is_module:
-        y, pull = pull_through(submodule(root, step.path), values[step.inputs[0]], how)
+        y, pull = pull_through(submodule(root, step.path), values[step.inputs[0]], sweep)
         return y, (pull,)
-    arguments = [
-        values[a.place] if isinstance(a, Slot) else _attribute(root, a.name) if isinstance(a, Attribute) else a
-        for a in step.arguments
-    ]
+    arguments = [_argument(argument, root, values) for argument in step.arguments]
     if step.target is F.dropout:
         training = root.get_submodule(step.keywords["owner"]).training
         y, pull = dropout(arguments[0], step.keywords["p"], training=training)
         return y, (pull,)
     if step.target in SLOPES:
-        return _elementwise(step, arguments[0], how)
+        return _elementwise(step, arguments[0], sweep)
     y = ARITHMETIC[step.target](*arguments)
-    pulls = _arithmetic(step.target, arguments[0], arguments[1], y, how)
+    pulls = _arithmetic(step.target, arguments[0], arguments[1], y, sweep)
     return y, tuple(pull for pull, a in zip(pulls, step.arguments, strict=True) if isinstance(a, Slot))
 
 
-def pull_through(module: nn.Module, x: Tensor, how: Sweep) -> tuple[Tensor, Pull]:
+def _argument(argument: Any, root: nn.Module, values: dict[int, Tensor]) -> Any:
+    """The value that an argument of a step stands for."""
+    if isinstance(argument, Slot):
+        return values[argument.place]
+    if isinstance(argument, Attribute):
+        return _attribute(root, argument.name)
+    return argument
+
+
+def pull_through(module: nn.Module, x: Tensor, sweep: Sweep) -> tuple[Tensor, Pull]:
     """The value and the pullback of a module, by its rule or by ``torch.func.vjp``."""
     rule = rule_of(module)
     if rule is not None:
-        return rule(module, x, how)
+        return rule(module, x, sweep)
     return vjp_of(module, x)
 
 
@@ -214,22 +253,25 @@ def _identity(c: Tensor) -> Tensor:
     return c
 
 
-def _elementwise(step: Step, u: Tensor, how: Sweep) -> tuple[Tensor, tuple[Pull, ...]]:
+def _elementwise(step: Step, u: Tensor, sweep: Sweep) -> tuple[Tensor, tuple[Pull, ...]]:
     function = getattr(torch.Tensor, step.target) if isinstance(step.target, str) else step.target
     y = function(u, **step.keywords)
-    return y, (slope_of(step.target, u, y, how, step.keywords),)
+    return y, (slope_of(step.target, u, y, sweep, step.keywords),)
 
 
-def _arithmetic(target: Any, a: Any, b: Any, y: Tensor, how: Sweep) -> tuple[Pull, Pull]:
-    to_a, to_b = _unrepeated(a, y), _unrepeated(b, y)
+def _arithmetic(target: Any, a: Any, b: Any, y: Tensor, sweep: Sweep) -> tuple[Pull, Pull]:
+    """The pullbacks of y = a + b, a - b, a b or a / b to a and to b; that to b is never used for a / b."""
+    to_a = _unrepeated(a, y)
+    to_b = _unrepeated(b, y)
     if target in ADD:
         return to_a, to_b
     if target in _SUB:
         return to_a, lambda c: to_b(-c)
-    a, b = (how.hold(t) if isinstance(t, Tensor) else t for t in (a, b))
+    factor_a = sweep.maybe_detach(a) if isinstance(a, Tensor) else a
+    factor_b = sweep.maybe_detach(b) if isinstance(b, Tensor) else b
     if target in _MUL:
-        return lambda c: to_a(c * b), lambda c: to_b(c * a)
-    return lambda c: to_a(c / b), _identity
+        return lambda c: to_a(c * factor_b), lambda c: to_b(c * factor_a)
+    return lambda c: to_a(c / factor_b), _identity
 
 
 def _unrepeated(operand: Any, y: Tensor) -> Pull:

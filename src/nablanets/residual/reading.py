@@ -1,7 +1,12 @@
 """Reading a module's forward with ``torch.fx``: structure is found in what a module does, not in what it is called.
 
-Numbers and branches of a foreign forward are those at the time of reading; a forward that depends on ``training`` is
-not read.
+The forward runs once with a symbol in place of the tensor, and every operation on it is recorded as a node of a graph;
+children are recorded as calls, without looking inside. The nodes are then translated one by one into the steps of a
+:class:`Program`. Where a child has no rule of its own, its forward is read in the same way, and its steps stand in
+place of the call; if it cannot be read, the call stays.
+
+What a foreign forward computes with plain numbers, and which branch it takes by them, is as it was at the time of
+reading. A forward that depends on ``training`` is not read: it is traced in both modes, and the graphs must agree.
 """
 
 from __future__ import annotations
@@ -21,11 +26,16 @@ from nablanets.residual.sweep import call
 
 def read(module: nn.Module) -> Program | None:
     """The program of a module, or None if its forward cannot be read."""
-    graph = graph_of(module)
+    return program_of(module, graph_of(module))
+
+
+def program_of(module: nn.Module, graph: fx.Graph | None) -> Program | None:
+    """The program of a whole graph of one argument, or None if there is no graph or an operation is not known."""
     if graph is None:
         return None
     first, *nodes = graph.nodes
-    return compile_nodes(module, nodes[:-1], first, nodes[-1].args[0])
+    result = nodes[-1].args[0]
+    return compile_nodes(module, nodes[:-1], first, result)
 
 
 def graph_of(module: nn.Module, function: Callable[[Any, Any], Any] = call) -> fx.Graph | None:
@@ -39,12 +49,15 @@ def graph_of(module: nn.Module, function: Callable[[Any, Any], Any] = call) -> f
         return None
     finally:
         module.training = mode
-    first, second = ([_signature(node) for node in graph.nodes] for graph in graphs)
-    return graphs[0] if first == second else None
+    in_training, in_evaluation = ([_signature(node) for node in graph.nodes] for graph in graphs)
+    return graphs[0] if in_training == in_evaluation else None
 
 
 def compile_nodes(root: nn.Module, nodes: Iterable[fx.Node], start: fx.Node, output: Any) -> Program | None:
-    """The program of some nodes of the root's graph, with the value of ``start`` as its input."""
+    """The program of some nodes of the root's graph, with the value of ``start`` as its input.
+
+    None if one of the operations is not known, or needs a value from outside of the nodes.
+    """
     builder = _Builder(root)
     try:
         slot = builder.add(root, "", nodes, start, output, Slot(0))
@@ -58,17 +71,20 @@ class _UnknownOperationError(Exception):
 
 
 class _Call(nn.Module):
-    """Calls a module with one argument: tracing sees no more of its signature."""
+    """Calls a function with a module and one argument: tracing sees no more of the module's signature."""
 
     def __init__(self, inner: nn.Module, function: Callable[[Any, Any], Any] = call) -> None:
         super().__init__()
-        self.inner, self.function = inner, function
+        self.inner = inner
+        self.function = function
 
     def forward(self, x: Tensor) -> Any:
         return self.function(self.inner, x)
 
 
 class _Tracer(fx.Tracer):
+    """Looks into one module, and records its children as calls."""
+
     def __init__(self, opened: nn.Module) -> None:
         super().__init__()
         self.opened = opened
@@ -77,13 +93,19 @@ class _Tracer(fx.Tracer):
         return m is not self.opened
 
 
+def child_name(node: fx.Node) -> str:
+    """The name that a node's child or parameter has in the module that was read."""
+    return str(node.target).removeprefix("inner.")
+
+
 def _signature(node: fx.Node) -> tuple[Any, ...]:
+    """What must agree in training and evaluation; ``F.dropout(training=...)`` is known, and may differ."""
     keywords = {k: v for k, v in node.kwargs.items() if not (node.target is F.dropout and k == "training")}
     return node.op, node.target, str(node.args), str(keywords)
 
 
 class _Builder:
-    """Collects the steps of a graph and, in place of children without a rule, theirs."""
+    """Translates nodes into steps, and counts the slots."""
 
     def __init__(self, root: nn.Module) -> None:
         self.root = root
@@ -93,7 +115,20 @@ class _Builder:
     def add(
         self, owner: nn.Module, prefix: str, nodes: Iterable[fx.Node], start: fx.Node, output: Any, slot: Slot
     ) -> Slot:
-        values: dict[fx.Node, Any] = {start: slot}
+        """Add the steps of some nodes, and return the slot of their output.
+
+        Args:
+            owner: the module whose forward the nodes are from.
+            prefix: the owner's name in the root, with a dot behind it, or nothing for the root itself.
+            nodes: in the order of the forward.
+            start: the node whose value is given.
+            output: the node whose value is wanted.
+            slot: where the value of ``start`` is.
+
+        Raises:
+            _UnknownOperationError: an operation has no rule, or needs a value that the nodes do not compute.
+        """
+        values: dict[fx.Node, Any] = {start: slot}  # the slot or parameter that stands for each node
         for node in nodes:
             values[node] = self._node(owner, prefix, node, values)
         result = values.get(output)
@@ -101,8 +136,8 @@ class _Builder:
             raise _UnknownOperationError
         return result
 
-    def _node(self, owner: nn.Module, prefix: str, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
-        name = str(node.target).removeprefix("inner.")
+    def _node(self, owner: nn.Module, prefix: str, node: fx.Node, values: dict[fx.Node, Any]) -> Slot | Attribute:
+        name = child_name(node)
         if node.op == "get_attr":
             return Attribute(prefix + name)
         try:
@@ -114,31 +149,36 @@ class _Builder:
         return self._function(prefix, node.target, arguments, dict(node.kwargs))
 
     def _module(self, owner: nn.Module, prefix: str, name: str, arguments: tuple[Any, ...], keywords: Any) -> Slot:
+        """The steps of a child without a rule that can be read, otherwise one step that calls the child."""
         if len(arguments) != 1 or keywords or not isinstance(arguments[0], Slot):
             raise _UnknownOperationError
         child = owner.get_submodule(name)
-        if rule_of(child) is None and (graph := graph_of(child)) is not None:
-            before = len(self.steps), self.slots
+        graph = graph_of(child) if rule_of(child) is None else None
+        if graph is not None:
+            steps_before = len(self.steps)
+            slots_before = self.slots
             first, *nodes = graph.nodes
+            result = nodes[-1].args[0]
             try:
-                return self.add(child, f"{prefix}{name}.", nodes[:-1], first, nodes[-1].args[0], arguments[0])
-            except _UnknownOperationError:
-                del self.steps[before[0] :]
-                self.slots = before[1]
+                return self.add(child, f"{prefix}{name}.", nodes[:-1], first, result, arguments[0])
+            except _UnknownOperationError:  # forget the part that was read
+                del self.steps[steps_before:]
+                self.slots = slots_before
         return self._step(prefix + name, arguments, {}, is_module=True)
 
     def _function(self, prefix: str, target: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Slot:
+        """One step for dropout, arithmetic with known pullbacks, or an elementwise function."""
         if not (arguments and all(isinstance(a, Slot | Attribute | int | float) for a in arguments)):
             raise _UnknownOperationError
         if target is F.dropout and "training" in keywords and isinstance(arguments[0], Slot) and len(arguments) == 1:
             return self._step(target, arguments, {"p": keywords.get("p", 0.5), "owner": prefix.removesuffix(".")})
-        if target in ARITHMETIC and len(arguments) == 2 and not keywords and _smooth(target, arguments):
+        if target in ARITHMETIC and len(arguments) == 2 and not keywords and _has_pullbacks(target, arguments):
             return self._step(target, arguments, {})
         if target in SLOPES and isinstance(arguments[0], Slot):
             if len(arguments) > 1:
                 bound = inspect.signature(target).bind(*arguments, **keywords).arguments
                 keywords = {k: v for k, v in bound.items() if v is not arguments[0]}
-            keywords.pop("inplace", None)
+            keywords.pop("inplace", None)  # never in place: the slope and the skip need what came in
             return self._step(target, arguments[:1], keywords)
         raise _UnknownOperationError
 
@@ -150,7 +190,9 @@ class _Builder:
         return Slot(self.slots)
 
 
-def _smooth(target: Any, arguments: tuple[Any, ...]) -> bool:
-    """Whether the rule of an arithmetic operation covers these arguments."""
-    active = [isinstance(a, Slot) for a in arguments]
-    return any(active) and (target not in DIV or active == [True, False])
+def _has_pullbacks(target: Any, arguments: tuple[Any, ...]) -> bool:
+    """Whether the pullbacks of an arithmetic operation cover these arguments: none goes through a divisor."""
+    depends_on_input = [isinstance(a, Slot) for a in arguments]
+    if target in DIV:
+        return depends_on_input == [True, False]
+    return any(depends_on_input)

@@ -1,8 +1,8 @@
-"""Layers with a closed form: their value and how a cotangent is pulled back, c -> J^T c, without autograd.
+"""Layers with a closed form: their value and their pullback, c -> J^T c, without autograd.
 
-A cotangent that is the same for every sample has no batch dimension (and spatial dimensions of size one where it is
-constant over positions): it stays so until it meets the data, so that behind the last nonlinearity of a block nothing
-is computed per sample.
+A cotangent that is the same for every sample has no batch dimension, and spatial dimensions of size one where it is the
+same at all positions. Rules keep it so until it meets the data in a nonlinearity. Nothing behind the last nonlinearity
+of a block is therefore computed per sample.
 """
 
 from __future__ import annotations
@@ -25,19 +25,20 @@ def rule_of(module: nn.Module) -> Rule | None:
     """The rule of a module, or None if it has none of its own (a subclass with a forward of its own has none)."""
     if type(module) in _RULES:
         return _RULES[type(module)]
-    known = list(type(module).__mro__)
-    known = known[known.index(PassThrough) + 1 :] if PassThrough in known else known
-    for cls in known:
+    classes = list(type(module).__mro__)
+    if PassThrough in classes:  # what the module was before it handed its input on
+        classes = classes[classes.index(PassThrough) + 1 :]
+    for cls in classes:
         if cls in _RULES:
-            return _RULES[cls] if known[0].forward is cls.forward else None  # type: ignore[attr-defined]
+            return _RULES[cls] if classes[0].forward is cls.forward else None  # type: ignore[attr-defined]
     return activation_of_ours if isinstance(module, ElementwiseActivation) else None
 
 
-def _identity(module: nn.Module, x: Tensor, how: Sweep) -> tuple[Tensor, Pull]:
+def _identity(module: nn.Module, x: Tensor, sweep: Sweep) -> tuple[Tensor, Pull]:
     return call(module, x), lambda c: c
 
 
-def _dropout(module: nn.Dropout, x: Tensor, how: Sweep) -> tuple[Tensor, Pull]:
+def _dropout(module: nn.Dropout, x: Tensor, sweep: Sweep) -> tuple[Tensor, Pull]:
     return dropout(x, module.p, training=module.training)
 
 
@@ -49,13 +50,13 @@ def dropout(x: Tensor, p: float, *, training: bool) -> tuple[Tensor, Pull]:
     return x * mask, lambda c: c * mask
 
 
-def _flatten(module: nn.Flatten, x: Tensor, how: Sweep) -> tuple[Tensor, Pull]:
+def _flatten(module: nn.Flatten, x: Tensor, sweep: Sweep) -> tuple[Tensor, Pull]:
     y = call(module, x)
     return y, lambda c: c.expand(y.shape).reshape(x.shape)
 
 
-def _prelu(module: nn.PReLU, x: Tensor, how: Sweep) -> tuple[Tensor, Pull]:
-    weight = how.hold(module.weight).to(x.dtype)
+def _prelu(module: nn.PReLU, x: Tensor, sweep: Sweep) -> tuple[Tensor, Pull]:
+    weight = sweep.maybe_detach(module.weight).to(x.dtype)
     slope = weight if x.ndim < 2 else weight.reshape(-1, *[1] * (x.ndim - 2))
     return call(module, x), lambda c: c * torch.where(x > 0, torch.ones_like(slope), slope)
 
