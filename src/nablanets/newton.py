@@ -12,8 +12,11 @@ from torch import Tensor
 from nablanets.errors import ConvergenceError
 from nablanets.operators import SymmetricOperator
 
+# A line search ends where the slope is at most this part of the slope at its start.
 _SLOPE_REDUCTION = 0.1
+# Points tried in one line search, at most: enough to double the step to 2^60, or to halve an interval to rounding.
 _LINE_TRIALS = 60
+# A sample is left alone after this many steps in a row that did not lower its residual near the solution.
 _STALLED = 3
 
 

@@ -10,8 +10,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-#: Panels of line integrals: what is usual, and what is enough for finely structured fields.
-PANELS, MOST_PANELS = 8, 128
+#: Panels of line integrals, as a rule.
+PANELS = 8
+#: Panels at most, which is enough for finely structured fields.
+MOST_PANELS = 128
+# Nodes of each panel.
 _NODES = 16
 # Smooth integrands lose more than this share of the error with each doubling.
 _FAST = 1 / 4096

@@ -12,8 +12,9 @@ from nablanets.activations.base import ElementwiseActivation, TwoWeights
 from nablanets.errors import InvalidInputError
 from nablanets.parameters import softplus
 
-# Coefficients B_2k / (2k + 1)! of the Debye-type series of Li2(1 - e^-u), k = 1..8.
+# The Bernoulli numbers B_2, B_4, ..., B_16.
 _BERNOULLI = (1 / 6, -1 / 30, 1 / 42, -1 / 30, 5 / 66, -691 / 2730, 7 / 6, -3617 / 510)
+# Coefficients B_2k / (2k + 1)! of the Debye-type series of Li2(1 - e^-u), k = 1..8.
 _DEBYE = tuple(b / math.factorial(2 * k + 1) for k, b in enumerate(_BERNOULLI, start=1))
 
 
@@ -270,13 +271,12 @@ class Polynomial(ElementwiseActivation):
         if not self.monotone:
             return list(self.raw.unbind(-1))
         q = self.raw.unbind(-1)
-        square = [
-            sum(
-                (q[i] * q[k - i] for i in range(max(0, k - len(q) + 1), min(k, len(q) - 1) + 1)), torch.zeros_like(q[0])
-            )
-            for k in range(2 * len(q) - 1)
-        ]
-        return [torch.zeros_like(q[0]), *(c / (k + 1) for k, c in enumerate(square))]
+        square = [torch.zeros_like(q[0]) for _ in range(2 * len(q) - 1)]  # coefficients of q(z)^2
+        for i, first in enumerate(q):
+            for j, second in enumerate(q):
+                square[i + j] = square[i + j] + first * second
+        integral = [c / (k + 1) for k, c in enumerate(square)]
+        return [torch.zeros_like(q[0]), *integral]
 
     def forward(self, z: Tensor) -> Tensor:
         return _horner(self.coefficients(), z)
