@@ -62,11 +62,20 @@ def save(module: nn.Module, path: str | Path, *, notes: dict[str, str] | None = 
 
 
 def _refuse_changed(module: nn.Module) -> None:
-    """Refuse modules in which a part says, by ``cannot_be_saved``, that its class does not tell what it is."""
+    """Refuse modules in which a part says, by ``cannot_be_saved``, that its class does not tell what it is.
+
+    Parts of a module whose constructor changed them itself are told by its config(): it says so by ``tells_parts``.
+    """
+    told = tuple(name for name, part in module.named_modules() if getattr(part, "tells_parts", False) is True)
     for name, part in module.named_modules():
         reason = getattr(part, "cannot_be_saved", None)
-        if isinstance(reason, str):
+        if isinstance(reason, str) and not any(_is_inside(name, owner) for owner in told):
             raise ModelFileError(f"cannot save this {type(module).__name__}: {name or 'the module itself'} {reason}")
+
+
+def _is_inside(name: str, owner: str) -> bool:
+    """Whether a part is inside another, by their names in a module; the name of the module itself is empty."""
+    return name != owner and (owner == "" or name.startswith(f"{owner}."))
 
 
 def _stored(module: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:

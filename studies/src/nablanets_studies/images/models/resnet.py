@@ -71,6 +71,9 @@ class ResNet(nn.Module):
     (torch.Size([2, 10]), True)
     """
 
+    #: The constructor converts its blocks, and config() says with which skip: so the network can be saved.
+    tells_parts = True
+
     def __init__(
         self,
         classes: int = 1000,
