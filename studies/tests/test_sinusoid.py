@@ -20,12 +20,12 @@ from nablanets_studies.machinery.runner import run_experiment
 from nablanets_studies.machinery.store import RunFolder
 from nablanets_studies.problems.sinusoid import Sinusoid
 from nablanets_studies.residual.arms import ARMS
-from nablanets_studies.sinusoid.ablation import CHANGES
-from nablanets_studies.sinusoid.ablation import _conclusions as ablated
-from nablanets_studies.sinusoid.arms import METHODS, SinusoidConfig, choose, train
-from nablanets_studies.sinusoid.experiment import _conclusions, claim
+from nablanets_studies.sinusoid.ablation import CHANGES, AblationFindings, effects
+from nablanets_studies.sinusoid.arms import METHODS, Arm, SinusoidConfig, choose, train
+from nablanets_studies.sinusoid.experiment_findings import AtFrequency, SinusoidFindings, against_standard, claim
 from nablanets_studies.sinusoid.nets import VARIANTS, SinusoidNet
-from nablanets_studies.sinusoid.search import verdict
+from nablanets_studies.sinusoid.search import AtFrequency as SearchedAt
+from nablanets_studies.sinusoid.search import SearchFindings, verdict
 
 # One worker runs this module, so that its run is made once.
 pytestmark = pytest.mark.xdist_group("sinusoid")
@@ -186,21 +186,21 @@ def test_every_arm_carries_what_its_name_says():
 
 def test_rates_and_alphas_are_chosen_by_validation_error():
     config = replace(_SMALL, rates=(1e-7, 3e-3), alphas=(-3.0, 3.0))
-    assert choose(config, "fourier", 1) == (0.0, 3e-3)
-    chosen = choose(config, "gradient", 1)
+    assert choose(config, Arm("fourier", 1)) == (0.0, 3e-3)
+    chosen = choose(config, Arm("gradient", 1))
     errors = {
         (alpha, m.settings.learning_rate): m.result.best_validation_error
         for alpha in config.alphas
-        for m in train(config, ("gradient", 1), alpha, config.rates, [1000], steps=config.trial_steps, slots=2)
+        for m in train(config, Arm("gradient", 1), alpha, config.rates, [1000], steps=config.trial_steps, slots=2)
     }
     assert chosen == min(errors, key=errors.__getitem__)
-    assert choose(config, "alpha-low", 1).alpha == 0.0  # has an alpha of its own
+    assert choose(config, Arm("alpha-low", 1)).alpha == 0.0  # has an alpha of its own
     assert float(SinusoidNet("alpha-low").layers[1].alpha) == -3
 
 
 def test_each_seed_has_its_own_noise_and_all_arms_of_a_seed_the_same():
     def first_errors(method, seeds):
-        members = train(_SMALL, (method, 1), 0.0, [1e-9], seeds, steps=1, slots=4)
+        members = train(_SMALL, Arm(method, 1), 0.0, [1e-9], seeds, steps=1, slots=4)
         return [m.result.history[0].validation_error for m in members]
 
     same = {m: first_errors(m, [0, 1]) for m in ("standard", "damped")}
@@ -238,7 +238,7 @@ def test_several_probes_add_up():
 def test_equal_compute_gives_cheaper_arms_more_steps():
     config = replace(_SMALL, equal_compute=True)
     steps = {
-        m: train(config, (m, 1), 0.0, [1e-3], [0], steps=60, slots=1)[0].result.steps
+        m: train(config, Arm(m, 1), 0.0, [1e-3], [0], steps=60, slots=1)[0].result.steps
         for m in ("standard", "gradient", "gradient-full")
     }
     assert steps == {"standard": 90, "gradient": round(60 * 1.5 * 6 / 7), "gradient-full": 60}
@@ -261,6 +261,15 @@ def test_paired_tests_find_a_shift_and_not_a_difference_of_seeds():
     assert holm({"a": 0.03, "b": 0.02}) == {"a": 0.04, "b": 0.04}
     with pytest.raises(InvalidInputError, match="at least three pairs"):
         compare([1.0, 2.0], {"a": [1.0, 2.0]})
+
+
+def _said(name, found):
+    """The conclusions of an experiment in words."""
+    return find_experiment(name).prose.paragraphs("conclusions", found=found)
+
+
+def _conclusions(d, errors):
+    return _said("sinusoid", SinusoidFindings([AtFrequency(d, against_standard(errors), [], None)]))
 
 
 def test_conclusions_follow_the_errors():
@@ -302,17 +311,23 @@ def test_the_claim_is_stated_by_budget():
         compare(standard, {"gradient": values})["gradient"]
         for values in (_times(standard, 0.8), _times(standard, 1.2), _times(standard, 1.0))
     )
-    text = claim({"50": better, "200": worse, "100": same})
+
+    def said(by_epochs):
+        (text,) = _said("sinusoid", SinusoidFindings([AtFrequency(1, None, [claim("here", by_epochs, [])], None)]))[1:]
+        return text
+
+    text = said({50: better, 200: worse, 100: same})
     assert "holds after 50 epochs; the standard skip is better after 200." in text
     assert "0.80 after 50" in text
-    assert "holds at no budget; the standard skip" in claim({"50": same, "200": worse})
+    assert "holds at no budget; the standard skip" in said({50: same, 200: worse})
 
 
 def test_ablations_say_what_helps():
     rng = np.random.default_rng(0)
     base = list(rng.uniform(0.2, 0.3, 10))
-    (text,) = ablated(16, {"gradient": base, "alpha-low": _times(base, 0.5), "alpha-high": _times(base, 1.5),
-                           "alpha-learned": _times(base, 1.0)})  # fmt: skip
+    errors = {"gradient": base, "alpha-low": _times(base, 0.5), "alpha-high": _times(base, 1.5)}
+    errors |= {"alpha-learned": _times(base, 1.0)}
+    (text,) = _said("sinusoid-ablation", AblationFindings([effects(16, errors)]))
     assert "helps: initial alpha -3 (0.50); hurts: initial alpha 3 (1.50); makes no" in text
     assert {name for c in CHANGES for name in (c.before, c.after)} <= set(VARIANTS)
 
@@ -327,13 +342,17 @@ def test_the_search_judges_by_test_error_what_validation_chose():
         "gradient": _times(base, 0.8),
         "gradient-full": _times(base, 0.4),
     }
-    texts = verdict(16, choosing, judging)
+
+    def said():
+        return _said("sinusoid-search", SearchFindings([SearchedAt(16, verdict(choosing, judging), None)]))
+
+    texts = said()
     assert "the variant of choice is gradient and the control standard" in texts[0]
     assert "0.40 times, at most half" in texts[0]
     assert "0.80 times, more than half" in texts[1]
     assert texts[2] == "d = 16: at most half of the best control: gradient-full."
     judging["gradient-full"] = _times(base, 0.6)
-    assert "none of the 2 variants tried" in verdict(16, choosing, judging)[2]
+    assert "none of the 2 variants tried" in said()[2]
 
 
 @pytest.mark.parametrize("name", ["sinusoid-ablation", "sinusoid-search"])

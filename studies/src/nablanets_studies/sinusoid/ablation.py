@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from nablanets_studies.machinery.base import Sheet
-from nablanets_studies.machinery.comparison import compare, holm
-from nablanets_studies.machinery.findings import listing
+from nablanets_studies.machinery.comparison import holm
 from nablanets_studies.machinery.store import RunFolder
 from nablanets_studies.sinusoid.arms import SinusoidConfig
-from nablanets_studies.sinusoid.study import COMPARISON, SinusoidStudy, comparison_row, errors_of, protocol
+from nablanets_studies.sinusoid.results import (
+    COMPARISON,
+    LEAST_SEEDS,
+    Errors,
+    Ratio,
+    SinusoidResults,
+    compared,
+    comparison_cells,
+)
+from nablanets_studies.sinusoid.study import SinusoidStudy
 
-_LEVEL = 0.05
+#: Differences are called significant below this p.
+LEVEL = 0.05
 
 
 class Change(NamedTuple):
@@ -49,11 +58,30 @@ METHODS = tuple(dict.fromkeys(name for change in CHANGES for name in (change.bef
 _PAPER = SinusoidConfig(methods=METHODS, other_frequencies=(), slots=12, alphas=(0.0,))
 
 
+class Effects(NamedTuple):
+    """What changes do at one d: the ratio of the errors with and without each; no seeds if they are too few to tell."""
+
+    d: int
+    seeds: int
+    helps: list[Ratio]
+    hurts: list[Ratio]
+    no_difference: list[Ratio]
+
+
+@dataclass(frozen=True)
+class AblationFindings:
+    """What the changes do at each d."""
+
+    effects: list[Effects]
+    level: float = LEVEL
+
+
 class AblationExperiment(SinusoidStudy):
     """Stop-gradient, normalisation, initial alpha, probe, depth and activation, one at a time."""
 
     name = "sinusoid-ablation"
     summary = "What the settings of a gradient residual do on sin(d pi x), one changed at a time."
+    template = "ablation.md.j2"
     presets = {  # noqa: RUF012
         "quick": replace(
             _PAPER,
@@ -70,50 +98,41 @@ class AblationExperiment(SinusoidStudy):
     }
     seeds = {"quick": 4, "paper": 12}  # noqa: RUF012
 
-    def conclusions(self, config: SinusoidConfig, run: RunFolder) -> list[str]:
-        return [text for d in config.frequencies for text in _conclusions(d, errors_of(run, config, d))]
+    def findings(self, config: SinusoidConfig, run: RunFolder) -> AblationFindings:
+        results = SinusoidResults(config, run)
+        return AblationFindings([effects(d, results.test_errors(d)) for d in config.frequencies])
 
     def sheets(self, config: SinusoidConfig, run: RunFolder) -> list[Sheet]:
+        results = SinusoidResults(config, run)
         rows = []
         for d in config.frequencies:
-            errors = errors_of(run, config, d)
+            errors = results.test_errors(d)
             for change in _testable(errors):
-                c = compare(errors[change.before], {change.after: errors[change.after]})[change.after]
-                rows.append(
-                    [f"d = {d}: {change.setting}", change.value, change.before, *comparison_row(change.after, c)]
-                )
+                cells = comparison_cells(compared(errors, change.before, change.after))
+                rows.append([f"d = {d}: {change.setting}", change.value, change.before, change.after, *cells])
         columns = ("setting", "changed to", "without", "with", *COMPARISON)
         return [Sheet("Test MSE with and without each change, seed by seed", columns, rows)] if rows else []
 
-    def notes(self, config: SinusoidConfig) -> list[str]:
-        return [
-            "From the paper: ablations of back-propagation through g, of normalisation and of the initial alpha, at "
-            "d = 16. Ours: the root mean square, probes, depths, activations, and all else.",
-            *protocol(config),
-            f"The starting point is gradient: {config.activation}, g normalised to unit norm, under stop-gradient, alpha = 0 and not "
-            "trained, the probe of ones, three blocks. At root mean square 1, g is 8 times as long. In a network of one "
-            "variable all channels share one position, so norms over positions do not exist. Changes of depth and "
-            "activation are compared with the standard skip at the same depth and activation.",
-            "p values are those of single comparisons in the table; the conclusions correct them for their number (Holm).",
-        ]  # fmt: skip
+
+def _testable(errors: Errors) -> list[Change]:
+    there = [change for change in CHANGES if change.before in errors and change.after in errors]
+    return [change for change in there if len(errors[change.after]) >= LEAST_SEEDS]
 
 
-def _testable(errors: dict[str, list[float]]) -> list[Change]:
-    return [c for c in CHANGES if c.before in errors and c.after in errors and len(errors[c.after]) >= 3]
-
-
-def _conclusions(d: int, errors: dict[str, list[float]]) -> list[str]:
-    changes = _testable(errors)
-    if not changes:
-        return [f"d = {d}: too few seeds to compare."]
-    found = {c: compare(errors[c.before], {c.after: errors[c.after]})[c.after] for c in changes}
-    p = holm({c: each.p_t for c, each in found.items()})
-    groups: dict[str, list[str]] = {"helps": [], "hurts": [], "makes no significant difference": []}
-    for change, c in found.items():
-        effect = ("helps" if c.difference < 0 else "hurts") if p[change] < _LEVEL else "makes no significant difference"
-        groups[effect].append(f"{change.setting} {change.value} ({c.ratio:.2f})")
-    lists = "; ".join(f"{effect}: {listing(names)}" for effect, names in groups.items())
-    return [
-        f"d = {d}: what {lists}. In brackets the ratio of mean test errors with and without the change; paired t-tests "
-        f"over {len(errors[changes[0].after])} seeds, Holm's method, p < {_LEVEL}."
-    ]
+def effects(d: int, errors: Errors) -> Effects:
+    """What each change does by paired t-tests, corrected for their number."""
+    comparisons = {change: compared(errors, change.before, change.after) for change in _testable(errors)}
+    p = holm({change: comparison.p_t for change, comparison in comparisons.items()})
+    helps: list[Ratio] = []
+    hurts: list[Ratio] = []
+    no_difference: list[Ratio] = []
+    for change, comparison in comparisons.items():
+        ratio = Ratio(f"{change.setting} {change.value}", comparison.ratio)
+        if p[change] >= LEVEL:
+            no_difference.append(ratio)
+        elif comparison.difference < 0:
+            helps.append(ratio)
+        else:
+            hurts.append(ratio)
+    seeds = max((len(errors[change.after]) for change in comparisons), default=0)
+    return Effects(d, seeds, helps, hurts, no_difference)

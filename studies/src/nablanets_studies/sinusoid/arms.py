@@ -20,8 +20,22 @@ METHODS = (
     *(*ARMS, "gradient-full-x4", "wider", "fourier", "siren"),
     *("standard-torch", "no-skip-torch", "damped-torch", "gradient-torch"),
 )
+#: The products of a step of the dearest methods, in those of a plain step.
 _DEAREST = 1.5
+#: The first seed of the trainings that only choose settings.
 _TRIAL_SEED = 1000
+
+
+class Arm(NamedTuple):
+    """A network and the d of the sin(d pi x) that it learns."""
+
+    method: str
+    frequency: int
+
+    @property
+    def name(self) -> str:
+        """In results.json and on the page."""
+        return f"{self.method}-{self.frequency}"
 
 
 @dataclass(frozen=True)
@@ -64,13 +78,24 @@ class SinusoidConfig:
     trial_seeds: int = 2
     slots: int = 32
 
-    def arms(self) -> dict[str, tuple[str, int]]:
-        """Method and frequency by the name of the arm."""
-        plan = [
-            *((d, self.methods) for d in self.frequencies),
-            *((d, self.other_methods) for d in self.other_frequencies),
-        ]
-        return {f"{method}-{d}": (method, d) for d, methods in plan for method in methods}
+    @property
+    def every_frequency(self) -> tuple[int, ...]:
+        """All d, the main ones first."""
+        return (*self.frequencies, *self.other_frequencies)
+
+    def methods_at(self, frequency: int) -> tuple[str, ...]:
+        """The methods that run at a frequency."""
+        return self.methods if frequency in self.frequencies else self.other_methods
+
+    def arms(self) -> dict[str, Arm]:
+        """The arms by name."""
+        arms = [Arm(method, d) for d in self.every_frequency for method in self.methods_at(d)]
+        return {arm.name: arm for arm in arms}
+
+    @property
+    def epochs(self) -> float:
+        """Of a run."""
+        return self.steps * self.batch_size / self.samples
 
     def factor(self, method: str) -> float:
         """By how much a method makes more steps than the dearest ones."""
@@ -86,7 +111,7 @@ class Choice(NamedTuple):
 
 def train(
     config: SinusoidConfig,
-    arm: tuple[str, int],
+    arm: Arm,
     alpha: float,
     rates: Sequence[float],
     seeds: Sequence[int],
@@ -94,39 +119,40 @@ def train(
     steps: int,
     slots: int,
 ) -> list[Member]:
-    """Networks of an arm (method and frequency) with each rate and seed."""
-    method, frequency = arm
-    problem = Sinusoid(frequency, config.noise)
-    generators = [torch.Generator().manual_seed(1_000_000 * frequency + seed) for seed in seeds]
-    samples, validation = (
-        _stacked([problem.sample(count, generator) for generator in generators])
-        for count in (config.samples, config.validation_samples)
+    """Networks of an arm with each rate and seed."""
+    problem = Sinusoid(arm.frequency, config.noise)
+    # Each seed draws its training points first, then its validation points, from one generator.
+    generators = [torch.Generator().manual_seed(1_000_000 * arm.frequency + seed) for seed in seeds]
+    samples = _stacked([problem.sample(config.samples, generator) for generator in generators])
+    validation = _stacked([problem.sample(config.validation_samples, generator) for generator in generators])
+    build = partial(SinusoidNet, arm.method, config.width, config.blocks, alpha, config.first_scale, config.activation)
+    settings = FitSettings(
+        steps=round(steps * config.factor(arm.method)), batch_size=config.batch_size, warmup=config.warmup
     )
     return fit_many(
-        partial(SinusoidNet, method, config.width, config.blocks, alpha, config.first_scale, config.activation),
+        build,
         *samples,
         validation=validation,
         seeds=seeds,
         grid={"learning_rate": rates},
-        settings=FitSettings(
-            steps=round(steps * config.factor(method)), batch_size=config.batch_size, warmup=config.warmup
-        ),
+        settings=settings,
         slots=slots,
     )
 
 
 @lru_cache(maxsize=256)
-def choose(config: SinusoidConfig, method: str, frequency: int) -> Choice:
+def choose(config: SinusoidConfig, arm: Arm) -> Choice:
     """The alpha and rate with the least mean validation error over trial seeds."""
-    alphas = config.alphas if gated(method) else (0.0,)
+    alphas = config.alphas if gated(arm.method) else (0.0,)
     if len(alphas) * len(config.rates) == 1:
         return Choice(alphas[0], config.rates[0])
     seeds = range(_TRIAL_SEED, _TRIAL_SEED + config.trial_seeds)
-    options = {"steps": config.trial_steps, "slots": config.trial_seeds * len(config.rates)}
+    slots = config.trial_seeds * len(config.rates)
     errors: dict[Choice, float] = {}
     for alpha in alphas:
-        for member in train(config, (method, frequency), alpha, config.rates, seeds, **options):
-            choice, error = Choice(alpha, member.settings.learning_rate), member.result.best_validation_error
+        for member in train(config, arm, alpha, config.rates, seeds, steps=config.trial_steps, slots=slots):
+            choice = Choice(alpha, member.settings.learning_rate)
+            error = member.result.best_validation_error
             errors[choice] = errors.get(choice, 0.0) + (error if math.isfinite(error) else math.inf)
     return min(errors, key=errors.__getitem__)
 
@@ -138,5 +164,6 @@ def gated(method: str) -> bool:
 
 
 def _stacked(samples: Sequence[Samples]) -> Samples:
-    x, g = (torch.stack(part) for part in zip(*samples, strict=True))
-    return x, g
+    x = torch.stack([each[0] for each in samples])  # (seeds, points, 1)
+    y = torch.stack([each[1] for each in samples])
+    return x, y

@@ -32,6 +32,9 @@ class Variant(NamedTuple):
         cost: of a training step, in products, relative to the standard skip.
         first_only: whether blocks after the first one have the standard skip.
         as_torch: whether all initial weights are PyTorch's.
+        widened: whether the width grows until a step has ``cost`` times the products, rather than the skip costing them.
+        fourier: whether random Fourier features stand in place of the first layer.
+        siren: whether the network is a SIREN, without skips.
     """
 
     arm: Mapping[str, Any]
@@ -40,6 +43,9 @@ class Variant(NamedTuple):
     cost: float = 1.0
     first_only: bool = False
     as_torch: bool = False
+    widened: bool = False
+    fourier: bool = False
+    siren: bool = False
 
     @property
     def carries(self) -> bool:
@@ -81,9 +87,9 @@ VARIANTS: dict[str, Variant] = {
     **{f"full-x4-{act}": Variant({**_FULL_GRADIENT, "gain": 4}, act, cost=_FULL) for act in OTHER_ACTIVATIONS},
     **{f"{name}-torch": Variant({"arm": name}, "relu", as_torch=True) for name in ("standard", "no-skip", "damped")},
     "gradient-torch": Variant({"arm": "gradient"}, "relu", cost=_STOPPED, as_torch=True),
-    "wider": Variant({"arm": "standard"}, cost=_FULL),
-    "fourier": Variant({"arm": "standard"}),
-    "siren": Variant({"arm": "no-skip"}),
+    "wider": Variant({"arm": "standard"}, cost=_FULL, widened=True),
+    "fourier": Variant({"arm": "standard"}, fourier=True),
+    "siren": Variant({"arm": "no-skip"}, siren=True),
 }
 
 
@@ -148,11 +154,13 @@ class SinusoidNet(nn.Module):
         self._arguments = {"method": method, "width": width, "blocks": blocks}
         self._arguments |= {"alpha": alpha, "first_scale": first_scale, "activation": activation}
         variant = VARIANTS[method]
-        if method == "siren":
+        if variant.siren:
             self.layers = _siren(width, blocks)
             return
-        width = round(variant.cost**0.5 * width) if method == "wider" else width
-        first = FourierFeatures(width, _FOURIER_DEVIATION) if method == "fourier" else nn.Linear(1, width)
+        if variant.widened:
+            # The products of a layer grow with the square of the width.
+            width = round(variant.cost**0.5 * width)
+        first = FourierFeatures(width, _FOURIER_DEVIATION) if variant.fourier else nn.Linear(1, width)
         kind = _ACTIVATIONS[variant.activation or activation]
         middle = [_residual(width, variant, kind(), alpha, k) for k in range(variant.blocks or blocks)]
         self.layers = nn.Sequential(first, *middle, nn.Linear(width, 1))

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-import numpy as np
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from nablanets_studies.machinery.base import Sheet
-from nablanets_studies.machinery.comparison import compare
+from nablanets_studies.machinery.comparison import Comparison
 from nablanets_studies.machinery.findings import Summary
 from nablanets_studies.machinery.store import RunFolder
 from nablanets_studies.sinusoid.arms import SinusoidConfig
 from nablanets_studies.sinusoid.nets import OTHER_ACTIVATIONS, VARIANTS
-from nablanets_studies.sinusoid.study import (
+from nablanets_studies.sinusoid.results import (
     COMPARISON,
+    LEAST_SEEDS,
     SHARES,
-    SinusoidStudy,
-    comparison_row,
+    Convergence,
+    Errors,
+    SinusoidResults,
+    against,
+    compared,
+    comparison_cells,
     convergence,
-    errors_after,
-    errors_of,
     lowest_mean,
-    protocol,
+    mean_error,
 )
+from nablanets_studies.sinusoid.study import SinusoidStudy
 
 CONTROLS = ("standard", "no-skip", "scalar", "damped", "random")
 _OTHERS = tuple(f"{kind}-{act}" for act in OTHER_ACTIVATIONS for kind in ("standard", "no-skip", "damped"))
@@ -42,6 +45,55 @@ _PAPER = SinusoidConfig(
     trial_steps=3000,
     slots=8,
 )
+#: What the search looks for: a variant with at most this part of a control's error.
+_WANTED = 0.5
+
+
+class Pair(NamedTuple):
+    """A variant with a gradient and a control without, by test errors."""
+
+    variant: str
+    control: str
+    variant_error: Summary
+    control_error: Summary
+    comparison: Comparison
+
+    @property
+    def at_most_half(self) -> bool:
+        return self.comparison.ratio <= _WANTED
+
+
+class Verdict(NamedTuple):
+    """Whether the chosen variant, or any, has at most half the error of the control.
+
+    Attributes:
+        chosen: the variant and the control of the least validation error.
+        chosen_against_best: that variant and the control of the least test error.
+        best_against_best: both of the least test error.
+        reached: the variants with at most half the test error of the best control.
+        variants: how many were tried.
+    """
+
+    chosen: Pair
+    chosen_against_best: Pair
+    best_against_best: Pair
+    reached: list[str]
+    variants: int
+
+
+class AtFrequency(NamedTuple):
+    """What follows at one d; no verdict without a variant and a control of enough seeds."""
+
+    d: int
+    verdict: Verdict | None
+    convergence: Convergence | None
+
+
+@dataclass(frozen=True)
+class SearchFindings:
+    """What follows at each d."""
+
+    frequencies: list[AtFrequency]
 
 
 class SearchExperiment(SinusoidStudy):
@@ -49,6 +101,7 @@ class SearchExperiment(SinusoidStudy):
 
     name = "sinusoid-search"
     summary = "The search for a gradient residual that halves the error on sin(d pi x), at equal compute."
+    template = "search.md.j2"
     presets = {  # noqa: RUF012
         "quick": replace(
             _PAPER,
@@ -67,87 +120,68 @@ class SearchExperiment(SinusoidStudy):
     }
     seeds = {"quick": 4, "paper": 8}  # noqa: RUF012
 
-    def conclusions(self, config: SinusoidConfig, run: RunFolder) -> list[str]:
-        texts = []
+    def findings(self, config: SinusoidConfig, run: RunFolder) -> SearchFindings:
+        results = SinusoidResults(config, run)
+        found = []
         for d in config.frequencies:
-            choosing, judging = (errors_of(run, config, d, metric) for metric in ("validation_mse", "test_mse"))
-            texts += verdict(d, choosing, judging) + convergence(run, config, d)
-        return texts
+            judged = verdict(results.validation_errors(d), results.test_errors(d))
+            found.append(AtFrequency(d, judged, convergence(results, d)))
+        return SearchFindings(found)
 
     def sheets(self, config: SinusoidConfig, run: RunFolder) -> list[Sheet]:
-        found = ((_against_control(run, config, d), _over_training(run, config, d)) for d in config.frequencies)
-        return [sheet for sheets in found for sheet in sheets if sheet.rows]
-
-    def notes(self, config: SinusoidConfig) -> list[str]:
-        return [
-            "The question is whether any gradient residual has at most half the test MSE of the best control without a "
-            "gradient: standard skip, no skip, trained scalar, damped identity, random vector, and three of them with "
-            "other activations. Nothing here is the paper's but the layer.",
-            *protocol(config),
-            "Equal compute: the steps are those of arms that back-propagate through g, whose step costs 1.5 times the "
-            "products of a plain one; all other arms make more steps, plain ones 1.5 times as many. A width of its own "
-            "would change the parameters, so it is time that is equal.",
-            "The variant and the control are chosen by validation error and judged by test error.",
-            "x4: g times 4; full: with back-propagation through g, not normalised; rms: g at root mean square 1; raw: "
-            "neither normalised nor back-propagated; channels: alpha trained, one per channel; random, learned: the "
-            "probe; several: four trained probes, each normalised, mixed per channel; first: in the first block only.",
-        ]  # fmt: skip
+        results = SinusoidResults(config, run)
+        sheets = []
+        for d in config.frequencies:
+            sheets += [_against_control(results, d), _over_training(results, d)]
+        return [sheet for sheet in sheets if sheet.rows]
 
 
-def verdict(d: int, choosing: dict[str, list[float]], judging: dict[str, list[float]]) -> list[str]:
-    """Whether the chosen variant, or any, has at most half the error of the control."""
-    both = {m: values for m, values in choosing.items() if m in judging and len(judging[m]) >= 3}
-    variant, control = lowest_mean(both, _variants(both)), lowest_mean(both, _controls(both))
+def verdict(choosing: Errors, judging: Errors) -> Verdict | None:
+    """What the methods chosen by some errors do by others; None without a variant and a control of enough seeds."""
+    both = {m: values for m, values in choosing.items() if len(judging.get(m, [])) >= LEAST_SEEDS}
+    variant = lowest_mean(both, _variants(both))
+    control = lowest_mean(both, _controls(both))
     if variant is None or control is None:
-        return [f"d = {d}: too few seeds, or no variant and control to compare."]
+        return None
     best = lowest_mean(judging, _variants(judging)) or variant
     least = lowest_mean(judging, _controls(judging)) or control
-    texts = [
-        f"d = {d}: by validation error the variant of choice is {variant} and the control {control}. "
-        f"{_ratio(judging, variant, control)}",
-        f"d = {d}, against the control of the least test error: {_ratio(judging, variant, least)}",
-    ]
-    reached = [m for m in _variants(judging) if np.mean(judging[m]) <= 0.5 * np.mean(judging[least])]
-    if reached:
-        texts.append(f"d = {d}: at most half of the best control: {', '.join(reached)}.")
-    else:
-        texts.append(
-            f"d = {d}: none of the {len(_variants(judging))} variants tried has at most half the test MSE of the best "
-            f"control. The best of them by test error: {_ratio(judging, best, least)}"
-        )
-    return texts
+    goal = _WANTED * mean_error(judging, least)
+    return Verdict(
+        chosen=_pair(judging, variant, control),
+        chosen_against_best=_pair(judging, variant, least),
+        best_against_best=_pair(judging, best, least),
+        reached=[m for m in _variants(judging) if mean_error(judging, m) <= goal],
+        variants=len(_variants(judging)),
+    )
 
 
-def _against_control(run: RunFolder, config: SinusoidConfig, d: int) -> Sheet:
-    errors = errors_of(run, config, d)
+def _pair(errors: Errors, variant: str, control: str) -> Pair:
+    comparison = compared(errors, control, variant)
+    return Pair(variant, control, Summary.of(errors[variant]), Summary.of(errors[control]), comparison)
+
+
+def _against_control(results: SinusoidResults, d: int) -> Sheet:
+    errors = results.test_errors(d)
     control = lowest_mean(errors, _controls(errors))
     title = f"d = {d}: test MSE against the best control, {control}, seed by seed"
-    if control is None or len(errors[control]) < 3 or len(errors) < 2:
-        return Sheet(title, (), [])
-    found = compare(errors[control], {m: values for m, values in errors.items() if m != control})
-    return Sheet(title, ("arm", *COMPARISON), [comparison_row(method, c) for method, c in found.items()])
+    found = {} if control is None else against(errors, control)
+    rows = [[method, *comparison_cells(comparison)] for method, comparison in found.items()]
+    return Sheet(title, ("arm", *COMPARISON), rows)
 
 
-def _over_training(run: RunFolder, config: SinusoidConfig, d: int) -> Sheet:
-    later = [errors_after(run, config, d, share) for share in SHARES]
-    rows = [[m, *(f"{np.mean(errors[m]) - config.noise**2:.4f}" for errors in later)] for m in later[-1]]
+def _over_training(results: SinusoidResults, d: int) -> Sheet:
+    later = [results.errors_after(d, share) for share in SHARES]
+    noise = results.config.noise**2
+    rows = []
+    for method in later[-1]:
+        rows.append([method, *(f"{mean_error(errors, method) - noise:.4f}" for errors in later)])
     title = f"d = {d}: validation MSE over that of the noise as training goes on, by the share of its products"
     return Sheet(title, ("arm", *(f"{share:.0%}" for share in SHARES)), rows)
 
 
-def _ratio(errors: dict[str, list[float]], variant: str, control: str) -> str:
-    c = compare(errors[control], {variant: errors[variant]})[variant]
-    low, high = c.interval
-    return (
-        f"{variant} has a test MSE of {Summary.of(errors[variant]).text('.4f')}, {control} of "
-        f"{Summary.of(errors[control]).text('.4f')}: {c.ratio:.2f} times, {'at most' if c.ratio <= 0.5 else 'more than'} "
-        f"half; difference {c.difference:+.4f} [{low:+.4f}, {high:+.4f}], paired t-test p = {c.p_t:.1g}."
-    )
+def _variants(errors: Errors) -> list[str]:
+    return [method for method in errors if VARIANTS[method].carries]
 
 
-def _variants(errors: dict[str, list[float]]) -> list[str]:
-    return [m for m in errors if VARIANTS[m].carries]
-
-
-def _controls(errors: dict[str, list[float]]) -> list[str]:
-    return [m for m in errors if not VARIANTS[m].carries]
+def _controls(errors: Errors) -> list[str]:
+    return [method for method in errors if not VARIANTS[method].carries]
