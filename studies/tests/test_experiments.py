@@ -54,8 +54,8 @@ def test_gradient_networks_learn_the_fields(field_run):
 def test_the_time_to_the_published_level_is_that_of_the_first_row_below_it():
     rows = [HistoryRow(k, float(k), 1.0, 10.0**-k, 0.1) for k in (1, 2, 3)]
     result = FitResult(rows, 1e-3, 3, "steps", 3, 3.5)
-    assert time_to_level(result, -20.0) == {"seconds_to_level": 2.0, "reached": 1.0}
-    assert time_to_level(result, -40.0) == {"seconds_to_level": 3.5, "reached": 0.0}
+    assert time_to_level(result, -20.0) == (2.0, True)
+    assert time_to_level(result, -40.0) == (3.5, False)
 
 
 def test_the_run_folder_is_complete_and_the_page_needs_no_other_file(field_run):

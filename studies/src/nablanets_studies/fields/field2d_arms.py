@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -53,75 +54,162 @@ class Field2DConfig:
     test_side: int = 100
 
 
-_BASELINES: dict[str, Callable[[int], nn.Module]] = {
-    "mlp": lambda width: MLP(2, width),
-    "mlp-potential": lambda width: mlp_potential(2, width),
-    "icnn": lambda width: icnn_gradient(2, width),
-    "convex-ridge": lambda width: convex_ridge(2, width),
-}
+class Plan(NamedTuple):
+    """How a network is trained: the best of several starts, each with the best of several settings by validation error.
 
-#: The nets that the papers describe, and what is compared with them.
-GRADNETS, BASELINES = ("gradnet-c", "gradnet-m"), tuple(_BASELINES)
-#: Single starts of the authors' kind, their protocol to the letter.
-PAPER = ("paper-c", "paper-m")
-#: Trained by Levenberg-Marquardt.
-SECOND_ORDER = tuple(f"{arm}-lm" for arm in (*GRADNETS, "mlp", "mlp-potential"))
+    Attributes:
+        starts, start_steps: so many networks go on for so many steps, then the best of them alone.
+        choices: settings to choose from.
+    """
+
+    starts: int
+    start_steps: int
+    choices: list[FitSettings]
 
 
-def train_arm(
-    config: Field2DConfig, arm: str, seed: int, train: Samples, validation: Samples, *, monotone: bool
-) -> tuple[nn.Module, FitResult]:
-    """The trained network of an arm; baselines choose their rate by validation error."""
-    common = FitSettings(steps=config.steps, batch_size=config.batch_size, seed=seed).update(schedule=config.schedule)
-    starts, start_steps = config.starts, config.start_steps
-    choices = [common.update(learning_rate=config.learning_rate)]
-    if arm in SECOND_ORDER:
-        starts, start_steps = config.lm_starts, config.lm_halving
-        second = {"optimizer": "levenberg", "batch_size": config.lm_samples, "validate_every": 5}
-        choices = [common.update(steps=config.lm_iterations, **second)]
-    elif arm in PAPER:
-        starts, choices = 1, [common.update(learning_rate=5e-3, schedule="constant")]
-    elif arm in BASELINES:
-        choices = [common.update(learning_rate=rate) for rate in config.baseline_rates]
-    tried = [
-        fit_best_start(
-            lambda: build(arm, config.parameters, train[0], monotone=monotone),
-            *train,
-            validation=validation,
-            progress=False,
-            starts=starts,
-            start_steps=start_steps,
-            settings=settings,
-        )
-        for settings in choices
-    ]
-    return min(tried, key=lambda pair: pair[1].best_validation_error)
+#: ``make(parameters, monotone)`` builds a network of two variables with at most that many parameters.
+Constructor = Callable[[int, bool], nn.Module]
 
 
-def affine_field(train: Samples) -> AffineField:
+@dataclass(frozen=True)
+class TrainedArm:
+    """A network that is trained.
+
+    Attributes:
+        name: on the page.
+        make: its constructor.
+        plan: of its training.
+        start: changes its initial weights, given the training points.
+        pictured: whether its field is drawn.
+    """
+
+    name: str
+    make: Constructor
+    plan: Callable[[Field2DConfig, FitSettings], Plan]
+    start: Callable[[nn.Module, Tensor], None]
+    pictured: bool = False
+
+    def build(self, parameters: int, x: Tensor, *, monotone: bool) -> nn.Module:
+        """A fresh network with its start."""
+        net = self.make(parameters, monotone)
+        self.start(net, x)
+        return net
+
+    def train(
+        self, config: Field2DConfig, seed: int, train: Samples, validation: Samples, *, monotone: bool
+    ) -> tuple[nn.Module, FitResult]:
+        """The trained network with the settings of the least validation error."""
+        common = FitSettings(steps=config.steps, batch_size=config.batch_size, seed=seed)
+        plan = self.plan(config, common.update(schedule=config.schedule))
+        tried = []
+        for settings in plan.choices:
+            fitted = fit_best_start(
+                lambda: self.build(config.parameters, train[0], monotone=monotone),
+                *train,
+                validation=validation,
+                progress=False,
+                starts=plan.starts,
+                start_steps=plan.start_steps,
+                settings=settings,
+            )
+            tried.append(fitted)
+        return min(tried, key=lambda pair: pair[1].best_validation_error)
+
+
+@dataclass(frozen=True)
+class SolvedArm:
+    """A map that is solved for, without training."""
+
+    name: str
+    solve: Callable[[Samples], nn.Module]
+
+
+def _one_rate(config: Field2DConfig, common: FitSettings) -> Plan:
+    """The rate of the gradient networks."""
+    return Plan(config.starts, config.start_steps, [common.update(learning_rate=config.learning_rate)])
+
+
+def _best_rate(config: Field2DConfig, common: FitSettings) -> Plan:
+    """The rates that baselines choose from."""
+    choices = [common.update(learning_rate=rate) for rate in config.baseline_rates]
+    return Plan(config.starts, config.start_steps, choices)
+
+
+def _levenberg(config: Field2DConfig, common: FitSettings) -> Plan:
+    """Levenberg-Marquardt; starts are halved on the way."""
+    settings = common.update(
+        optimizer="levenberg", steps=config.lm_iterations, batch_size=config.lm_samples, validate_every=5
+    )
+    return Plan(config.lm_starts, config.lm_halving, [settings])
+
+
+def _published(config: Field2DConfig, common: FitSettings) -> Plan:
+    """The authors' protocol: one start at a constant rate."""
+    return Plan(1, config.start_steps, [common.update(learning_rate=5e-3, schedule="constant")])
+
+
+def _gradnet_c(parameters: int, monotone: bool) -> GradNetC:
+    """The published network, of exactly 100 parameters."""
+    return GradNetC(2, 7, 4, activation="tanh", monotone=monotone, linear=False)
+
+
+def _gradnet_m(parameters: int, monotone: bool) -> GradNetM:
+    """The published network, of 94 parameters."""
+    return GradNetM(2, 7, 4, activation="softmax", monotone=monotone, linear=False)
+
+
+def _widest(make: Callable[[int, int], nn.Module]) -> Constructor:
+    """The widest network within the budget of a constructor (features, width)."""
+
+    def build(parameters: int, monotone: bool) -> nn.Module:
+        return match_parameters(lambda width: make(2, width), parameters)
+
+    return build
+
+
+_mlp = _widest(MLP)
+_potential = _widest(mlp_potential)
+
+
+def _from_data(net: nn.Module, x: Tensor) -> None:
+    """Our start, where the data are, for all gradient maps; an MLP keeps its own."""
+    if isinstance(net, GradientMap):
+        initialise_from_data(net, x)
+
+
+def _as_published(net: nn.Module, x: Tensor) -> None:
+    authors_start(cast(GradNetC | GradNetM, net))
+
+
+def _affine(samples: Samples) -> AffineField:
     """The best affine field by least squares."""
     affine = AffineField(2)
-    affine.fit(*train)
+    affine.fit(*samples)
     return affine
 
 
-def build(arm: str, parameters: int, x: Tensor, *, monotone: bool) -> nn.Module:
-    """A fresh network, with our start from the data unless it is the authors'."""
-    if arm in PAPER:
-        net = _published(f"gradnet-{arm[-1]}", monotone=monotone)
-        authors_start(net)
-        return net
-    name = arm.removesuffix("-lm")
-    built = _published(name, monotone=monotone) if name in GRADNETS else match_parameters(_BASELINES[name], parameters)
-    if isinstance(built, GradientMap):
-        initialise_from_data(built, x)
-    return built
+Arm = TrainedArm | SolvedArm
 
-
-def _published(name: str, *, monotone: bool) -> GradNetC | GradNetM:
-    if name == "gradnet-c":
-        return GradNetC(2, 7, 4, activation="tanh", monotone=monotone, linear=False)
-    return GradNetM(2, 7, 4, activation="softmax", monotone=monotone, linear=False)
+#: What is compared, in the order of the table: the papers' nets, the same by Levenberg-Marquardt with two baselines, the
+#: authors' protocol to the letter, the baselines.
+ARMS: dict[str, Arm] = {
+    arm.name: arm
+    for arm in (
+        TrainedArm("gradnet-c", _gradnet_c, _one_rate, _from_data, pictured=True),
+        TrainedArm("gradnet-m", _gradnet_m, _one_rate, _from_data, pictured=True),
+        TrainedArm("gradnet-c-lm", _gradnet_c, _levenberg, _from_data, pictured=True),
+        TrainedArm("gradnet-m-lm", _gradnet_m, _levenberg, _from_data, pictured=True),
+        TrainedArm("mlp-lm", _mlp, _levenberg, _from_data),
+        TrainedArm("mlp-potential-lm", _potential, _levenberg, _from_data),
+        TrainedArm("paper-c", _gradnet_c, _published, _as_published),
+        TrainedArm("paper-m", _gradnet_m, _published, _as_published),
+        SolvedArm("affine", _affine),
+        TrainedArm("mlp", _mlp, _best_rate, _from_data, pictured=True),
+        TrainedArm("mlp-potential", _potential, _best_rate, _from_data),
+        TrainedArm("icnn", _widest(icnn_gradient), _best_rate, _from_data),
+        TrainedArm("convex-ridge", _widest(convex_ridge), _best_rate, _from_data),
+    )
+}
 
 
 @torch.no_grad()
