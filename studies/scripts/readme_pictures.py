@@ -28,7 +28,8 @@ from nablanets import CoordinatePullback, GradNetC, GradNetM, Symmetrized, fit
 from nablanets.maps import GradientMap, pair_distances, pair_permutations
 from nablanets.parameters import count_parameters
 from nablanets.starts import standardised, standardised_inside
-from nablanets_studies.fields.terrain import Frame, reconstruct, ridge_network
+from nablanets_studies.fields.terrain import Frame, reconstruct
+from nablanets_studies.fields.terrain_arms import ridge_network
 from nablanets_studies.problems.molecules import ALIKE, load_ethanol
 from nablanets_studies.problems.terrain import Grid, elevation_error, load_terrain
 

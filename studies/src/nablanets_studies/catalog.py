@@ -1,6 +1,7 @@
 """Experiments by name."""
 
-from dataclasses import replace
+from __future__ import annotations
+
 from typing import Any
 
 from nablanets.errors import unknown_name
@@ -11,7 +12,7 @@ from nablanets_studies.dynamics.two_body import TwoBodyExperiment
 from nablanets_studies.fields.activations import ActivationsExperiment
 from nablanets_studies.fields.efficiency import EfficiencyExperiment
 from nablanets_studies.fields.field2d import Field2DExperiment
-from nablanets_studies.fields.high_dimensional import HighDimensionalConfig, HighDimensionalExperiment
+from nablanets_studies.fields.high_dimensional import NONCONVEX_FIELDS, PIECEWISE_QUADRATIC
 from nablanets_studies.fields.terrain import TerrainExperiment
 from nablanets_studies.machinery.base import Experiment
 from nablanets_studies.pictures.classification import ClassificationExperiment
@@ -21,25 +22,6 @@ from nablanets_studies.problems.fields import ConvexField, NonconvexField
 from nablanets_studies.sinusoid.ablation import AblationExperiment
 from nablanets_studies.sinusoid.experiment import SinusoidExperiment
 from nablanets_studies.sinusoid.search import SearchExperiment
-
-#: Of the high-dimensional fields: d = 32, a few hundred steps and one rate.
-_QUICK = HighDimensionalConfig(
-    features=(32,),
-    methods=(
-        "affine",
-        "gradnet-c-ridge-start",
-        "gradnet-m-ridge-start",
-        "mixture",
-        "identified",
-        "identified-noisy",
-        "identified-6",
-        "mlp",
-    ),
-    steps=300,
-    rates=(3e-3,),
-    samples=2000,
-    test_samples=5000,
-)
 
 EXPERIMENTS: dict[str, Experiment[Any]] = {
     experiment.name: experiment
@@ -51,18 +33,8 @@ EXPERIMENTS: dict[str, Experiment[Any]] = {
         SuperResolutionExperiment(),
         AblationExperiment(),
         SearchExperiment(),
-        HighDimensionalExperiment(
-            "piecewise-quadratic",
-            "Learn the paper's convex piecewise quadratic field at d = 32, 256, 1024, by training and identification.",
-            ("piecewise-quadratic",),
-            _QUICK,
-        ),
-        HighDimensionalExperiment(
-            "nonconvex-fields",
-            "Learn two high-dimensional nonconvex fields of ours: a difference of maxima, and sinusoidal ridges.",
-            ("piecewise-difference", "sinusoidal-ridges"),
-            replace(_QUICK, methods=("affine", "gradnet-c-ridge-start", "gradnet-m-affine-start", "mlp")),
-        ),
+        PIECEWISE_QUADRATIC,
+        NONCONVEX_FIELDS,
         ActivationsExperiment(),
         EfficiencyExperiment(),
         ClassificationExperiment(),

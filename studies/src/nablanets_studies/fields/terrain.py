@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,12 +14,13 @@ from matplotlib.colors import LightSource
 from torch import Tensor, nn
 
 from nablanets import verify
-from nablanets.fitting import FitSettings, decibels, fit
+from nablanets.fitting import decibels, fit
 from nablanets.fitting.loop import Report
-from nablanets.maps import GradientMap, GradNetM
+from nablanets.maps import GradientMap
 from nablanets.parameters import count_parameters
-from nablanets_studies.baselines import MLP, match_parameters, mlp_potential
+from nablanets_studies.fields.terrain_arms import ARMS, Arm, InterpolationArm, NetworkArm, TerrainConfig
 from nablanets_studies.machinery.base import Column, Experiment, PartResult, Picture
+from nablanets_studies.machinery.metrics import Metrics
 from nablanets_studies.machinery.plots import learning_curves, panels
 from nablanets_studies.machinery.store import RunFolder
 from nablanets_studies.problems.terrain import (
@@ -31,38 +31,6 @@ from nablanets_studies.problems.terrain import (
     interpolate_slopes,
     load_terrain,
 )
-
-
-@dataclass(frozen=True)
-class TerrainConfig:
-    """Settings of a run.
-
-    Attributes:
-        stride: use every stride-th cell of the elevation model in each direction.
-        fraction: of the cells where slopes are measured.
-        noise: standard deviation of the noise in the noisy variant, relative to the slopes.
-        directions: of the gradient network; all networks get as many parameters as it has.
-        knots: of each of its profiles.
-        gradnet_rate, gradnet_decay: its learning rate and L2 penalty.
-        mlp_rate, potential_rate: learning rates of the baselines.
-        mlp_frequency, potential_frequency: of the baselines' first layers.
-        batch_size: samples per step.
-        seconds: training time of every network.
-    """
-
-    stride: int = 1
-    fraction: float = 0.2
-    noise: float = 0.05
-    directions: int = 256
-    knots: int = 256
-    gradnet_rate: float = 1e-2
-    gradnet_decay: float = 2e-4
-    mlp_rate: float = 3e-3
-    potential_rate: float = 4e-3
-    mlp_frequency: float = 140.0
-    potential_frequency: float = 140.0
-    batch_size: int = 512
-    seconds: float = 20.0
 
 
 class Frame(NamedTuple):
@@ -89,6 +57,23 @@ class Frame(NamedTuple):
         return net.potential(self.points(x)) * self.size * self.radius
 
 
+@dataclass(frozen=True, kw_only=True)
+class TerrainMetrics(Metrics):
+    """What is measured of an arm, from slopes without and with noise.
+
+    Attributes:
+        slope_db, slope_db_noisy: errors at the cells that were not measured.
+        elevation_rmse, elevation_rmse_noisy: in metres.
+        loop: relative circulation of the field that was learned without noise; None for the interpolation.
+    """
+
+    slope_db: float
+    elevation_rmse: float
+    loop: float | None = None
+    slope_db_noisy: float
+    elevation_rmse_noisy: float
+
+
 class TerrainExperiment(Experiment[TerrainConfig]):
     """Slopes of real terrain, with and without noise, at equal parameters and training time."""
 
@@ -109,103 +94,78 @@ class TerrainExperiment(Experiment[TerrainConfig]):
     )
 
     def arms(self, config: TerrainConfig) -> list[str]:
-        return ["gradnet", "mlp", "mlp-potential", "interpolation"]
+        return list(ARMS)
 
     def run_part(self, config: TerrainConfig, arm: str, seed: int, report: Report) -> PartResult:
         terrain = load_terrain(config.stride)
-        clean = self._measure(config, terrain, arm, seed, 0.0, report)
-        noisy = self._measure(config, terrain, arm, seed, config.noise, None)
-        metrics = {**clean.metrics, **{f"{name}_noisy": v for name, v in noisy.metrics.items() if name != "loop"}}
-        return PartResult(clean.model, clean.parameters, clean.seconds, metrics)
-
-    def _measure(
-        self, config: TerrainConfig, terrain: Terrain, arm: str, seed: int, noise: float, report: Report | None
-    ) -> PartResult:
-        """Learn from one set of measurements, and compare slopes and elevation with the truth."""
-        torch.manual_seed(seed)
-        x, g, mask = terrain.sample(config.fraction, noise, seed)
-        if arm == "interpolation":
-            begin = time.perf_counter()
-            slopes = interpolate_slopes(terrain, x, g)
-            elevation = integrate_slopes(slopes, terrain.spacing)
-            metrics = _metrics(terrain, mask, slopes, elevation)
-            return PartResult(None, 0, time.perf_counter() - begin, metrics)
-        frame, net = Frame.of(x, g), self._build(config, arm)
-        result = fit(
-            net,
-            frame.points(x),
-            g / frame.size,
-            validation=0.05,
-            progress=False,
-            report=report,
-            settings=self._settings(config, arm, seed),
+        clean = _learn(config, terrain, ARMS[arm], seed, 0.0, report)
+        noisy = _learn(config, terrain, ARMS[arm], seed, config.noise, None)
+        measured = TerrainMetrics(
+            slope_db=clean.slope_db,
+            elevation_rmse=clean.elevation_rmse,
+            loop=clean.loop,
+            slope_db_noisy=noisy.slope_db,
+            elevation_rmse_noisy=noisy.elevation_rmse,
         )
-        slopes, elevation = reconstruct(net, frame, terrain)
-        metrics = _metrics(terrain, mask, slopes, elevation)
-        metrics["loop"] = loop_error(net, frame.points(x))
-        return PartResult(net, count_parameters(net), result.seconds, metrics)
-
-    def _settings(self, config: TerrainConfig, arm: str, seed: int) -> FitSettings:
-        rates = {"gradnet": config.gradnet_rate, "mlp": config.mlp_rate, "mlp-potential": config.potential_rate}
-        return FitSettings(
-            steps=1_000_000,
-            max_seconds=config.seconds,
-            batch_size=config.batch_size,
-            learning_rate=rates[arm],
-            weight_decay=config.gradnet_decay if arm == "gradnet" else 0.0,
-            validate_every=100,
-            seed=seed,
-        )
-
-    def _build(self, config: TerrainConfig, arm: str) -> nn.Module:
-        net = ridge_network(config.directions, config.knots)
-        if arm == "gradnet":
-            return net
-        if arm == "mlp":
-            frequency = config.mlp_frequency
-            return match_parameters(
-                lambda width: MLP(2, width, 3, activation="sine", frequency=frequency), count_parameters(net)
-            )
-        frequency = config.potential_frequency
-        return match_parameters(
-            lambda width: mlp_potential(2, width, 2, activation="sine", frequency=frequency), count_parameters(net)
-        )
+        return PartResult(clean.net, clean.parameters, clean.seconds, measured.to_metrics())
 
     def pictures(self, config: TerrainConfig, run: RunFolder) -> Iterator[Picture]:
         terrain = load_terrain(config.stride)
         x, g, _ = terrain.sample(config.fraction, 0.0, 0)
         frame = Frame.of(x, g)
-        slopes = interpolate_slopes(terrain, x, g)
-        elevations = {}
-        for arm in self.arms(config):
-            if (arm, 0) not in run.finished():
+        elevations: dict[str, Grid] = {}
+        for arm in ARMS.values():
+            if (arm.name, 0) not in run.finished():
                 continue
-            model = None if arm == "interpolation" else run.load_model(arm, 0)
-            grid = integrate_slopes(slopes, terrain.spacing) if model is None else reconstruct(model, frame, terrain)[1]
-            elevations[arm] = grid - grid.mean() + terrain.elevation.mean()
+            if isinstance(arm, InterpolationArm):
+                grid = integrate_slopes(interpolate_slopes(terrain, x, g), terrain.spacing)
+            else:
+                _, grid = reconstruct(run.load_model(arm.name, 0), frame, terrain)
+            elevations[arm.name] = grid - grid.mean() + terrain.elevation.mean()
         yield _hillshades(terrain, elevations)
         yield _errors(terrain, elevations)
-        learned = [arm for arm in elevations if arm != "interpolation"]
+        learned = [name for name in elevations if isinstance(ARMS[name], NetworkArm)]
         yield learning_curves(run, learned, "Validation error of the slopes against training time.", versus="seconds")
 
 
-def ridge_network(directions: int, knots: int) -> GradNetM:
-    """A sum of ridge functions with free spline profiles over [-1, 1], in fixed, evenly spread directions of the plane.
+class _Learned(NamedTuple):
+    """What was learned from one set of measurements, and its errors; no network and no loops of an interpolation."""
 
-    Only the profiles (and a constant) are trained, so the fit is a linear least-squares problem.
-    """
-    net = GradNetM(2, directions, 1, activation=("spline", {"knots": knots, "radius": 1.0}), linear=False)
-    angle = (torch.arange(directions) + 0.5) * (math.pi / directions)
-    with torch.no_grad():
-        net.weight.copy_(torch.stack([angle.cos(), angle.sin()], dim=-1))
-        net.hidden_bias.zero_()
-        net.sharpness_raw.fill_(math.log(math.expm1(1.0)))
-        for parameter in net.parameters():
-            parameter.requires_grad_(False)
-        for parameter in net.units.parameters():
-            parameter.zero_().requires_grad_()
-    net.bias.requires_grad_()
-    return net
+    net: nn.Module | None
+    parameters: int
+    seconds: float
+    slope_db: float
+    elevation_rmse: float
+    loop: float | None
+
+
+def _learn(
+    config: TerrainConfig, terrain: Terrain, arm: Arm, seed: int, noise: float, report: Report | None
+) -> _Learned:
+    """Learn from one set of measurements, and compare slopes and elevation with the truth."""
+    torch.manual_seed(seed)
+    x, g, mask = terrain.sample(config.fraction, noise, seed)
+    if isinstance(arm, InterpolationArm):
+        begin = time.perf_counter()
+        slopes = interpolate_slopes(terrain, x, g)
+        elevation = integrate_slopes(slopes, terrain.spacing)
+        seconds = time.perf_counter() - begin
+        rmse = elevation_error(elevation, terrain.elevation)
+        return _Learned(None, 0, seconds, _slope_db(terrain, mask, slopes), rmse, None)
+    frame = Frame.of(x, g)
+    points = frame.points(x)
+    net = arm.make(config)
+    settings = arm.settings(config, seed)
+    result = fit(net, points, g / frame.size, validation=0.05, progress=False, report=report, settings=settings)
+    slopes, elevation = reconstruct(net, frame, terrain)
+    return _Learned(
+        net=net,
+        parameters=count_parameters(net),
+        seconds=result.seconds,
+        slope_db=_slope_db(terrain, mask, slopes),
+        elevation_rmse=elevation_error(elevation, terrain.elevation),
+        loop=loop_error(net, points),
+    )
 
 
 @torch.no_grad()
@@ -227,13 +187,11 @@ def loop_error(net: nn.Module, x: Tensor) -> float:
         return verify.loop_error(copy.deepcopy(net).double(), x[rows].double(), panels=64)
 
 
-def _metrics(terrain: Terrain, mask: np.ndarray, slopes: Grid, elevation: Grid) -> dict[str, float]:
-    held_out = ~mask
-    difference = ((slopes - terrain.slopes)[held_out] ** 2).sum()
-    return {
-        "slope_db": decibels(float(difference / (terrain.slopes[held_out] ** 2).sum())),
-        "elevation_rmse": elevation_error(elevation, terrain.elevation),
-    }
+def _slope_db(terrain: Terrain, mask: np.ndarray, slopes: Grid) -> float:
+    """The square error of slopes at the cells that were not measured, relative to the slopes there, in dB."""
+    truth = terrain.slopes[~mask]
+    error = slopes[~mask] - truth
+    return decibels(float((error**2).sum() / (truth**2).sum()))
 
 
 def _hillshades(terrain: Terrain, elevations: dict[str, Grid]) -> Picture:
