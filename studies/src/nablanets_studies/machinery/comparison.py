@@ -12,6 +12,10 @@ from scipy import stats
 from nablanets.errors import InvalidInputError
 
 K = TypeVar("K")
+#: A deviation of fewer differences than this says nothing.
+_LEAST_PAIRS = 3
+#: Of Student's distribution, for an interval of 95 % confidence.
+_UPPER_QUANTILE = 0.975
 
 
 class Comparison(NamedTuple):
@@ -43,24 +47,43 @@ def compare(reference: Sequence[float], arms: Mapping[str, Sequence[float]]) -> 
     (True, 1.0, 0.8)
     """
     count = len(reference)
-    if count < 3 or any(len(values) != count for values in arms.values()):
+    if count < _LEAST_PAIRS or any(len(values) != count for values in arms.values()):
         sizes = {name: len(values) for name, values in arms.items()}
         raise InvalidInputError(f"compare: expected at least three pairs per arm, got {count} values and {sizes}.")
     base = np.asarray(reference)
     differences = {name: np.asarray(values) - base for name, values in arms.items()}
-    p_t = holm({name: _p_value(lambda d: stats.ttest_1samp(d, 0), d) for name, d in differences.items()})
-    p_wilcoxon = holm({name: _p_value(stats.wilcoxon, d) for name, d in differences.items()})
+    p_t = holm({name: _p_value(_t_test, difference) for name, difference in differences.items()})
+    p_wilcoxon = holm({name: _p_value(stats.wilcoxon, difference) for name, difference in differences.items()})
     found = {}
-    for name, d in differences.items():
-        mean, deviation = float(d.mean()), float(d.std(ddof=1))
-        half = float(stats.t.ppf(0.975, count - 1)) * deviation / count**0.5
-        effect = mean / deviation if deviation else math.copysign(math.inf, mean) if mean else 0.0
-        ratios = 1 + mean / float(base.mean()), float(np.median(base + d) / np.median(base))
-        found[name] = Comparison(*ratios, mean, (mean - half, mean + half), effect, p_t[name], p_wilcoxon[name])
+    for name, difference in differences.items():
+        mean = float(difference.mean())
+        deviation = float(difference.std(ddof=1))
+        half_width = float(stats.t.ppf(_UPPER_QUANTILE, count - 1)) * deviation / count**0.5
+        found[name] = Comparison(
+            ratio=1 + mean / float(base.mean()),
+            median_ratio=float(np.median(base + difference) / np.median(base)),
+            difference=mean,
+            interval=(mean - half_width, mean + half_width),
+            effect=_effect(mean, deviation),
+            p_t=p_t[name],
+            p_wilcoxon=p_wilcoxon[name],
+        )
     return found
 
 
+def _effect(mean: float, deviation: float) -> float:
+    """A mean in units of a deviation; infinite for a deviation of zero, unless the mean is zero as well."""
+    if deviation:
+        return mean / deviation
+    return math.copysign(math.inf, mean) if mean else 0.0
+
+
+def _t_test(difference: np.ndarray) -> Any:
+    return stats.ttest_1samp(difference, 0)
+
+
 def _p_value(test: Callable[[np.ndarray], Any], difference: np.ndarray) -> float:
+    """Of a test whether the differences are zero; 1 if they all are, where tests are not defined."""
     return float(test(difference).pvalue) if difference.any() else 1.0
 
 
@@ -73,6 +96,8 @@ def holm(p: Mapping[K, float]) -> dict[K, float]:
     adjusted: dict[K, float] = {}
     largest = 0.0
     for rank, name in enumerate(sorted(p, key=p.__getitem__)):
-        largest = max(largest, min(1.0, (len(p) - rank) * p[name]))
+        # The smallest p is multiplied by the number of tests, the next by one less; never below one that came before.
+        scaled = min(1.0, (len(p) - rank) * p[name])
+        largest = max(largest, scaled)
         adjusted[name] = largest
     return adjusted

@@ -16,6 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 Call = Callable[[], object]
+#: Seconds that a call counts as at least, where the clock shows none.
+_SHORTEST = 1e-6
 
 
 def interleaved_times(
@@ -38,19 +40,31 @@ def interleaved_times(
         at_least: seconds that a measurement lasts at least; short calls are repeated within it.
         clock: in seconds; ``time.process_time`` leaves out what other programs take from this one.
     """
-    numbers = []
+    repetitions = []
     for run in runs:
         for _ in range(warm_up):
             run()
-        numbers.append(math.ceil(at_least / max(_elapsed(run, 1, clock), 1e-6)) if at_least else 1)
+        repetitions.append(_repetitions(run, at_least, clock))
+    # With several calls, another one has run since: each runs once before it is timed, unless it is repeated anyway.
+    refresh = len(runs) > 1 and not at_least
     times: list[list[float]] = [[] for _ in runs]
     for turn in range(repeats):
-        turns = list(zip(runs, numbers, times, strict=True))
-        for run, number, record in reversed(turns) if turn % 2 else turns:
-            if len(runs) > 1 and not at_least:
+        turns = list(zip(runs, repetitions, times, strict=True))
+        if turn % 2:
+            turns.reverse()
+        for run, number, record in turns:
+            if refresh:
                 run()
             record.append(_elapsed(run, number, clock) / number)
     return [statistics.median(record) for record in times]
+
+
+def _repetitions(run: Call, at_least: float, clock: Callable[[], float]) -> int:
+    """How often a call is to run within a measurement that lasts so many seconds at least."""
+    if not at_least:
+        return 1
+    seconds = max(_elapsed(run, 1, clock), _SHORTEST)
+    return math.ceil(at_least / seconds)
 
 
 def _elapsed(run: Call, number: int, clock: Callable[[], float]) -> float:
@@ -80,7 +94,8 @@ class _StorageCounter(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.alive: dict[int, int] = {}
-        self.held = self.peak = 0
+        self.held = 0
+        self.peak = 0
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = {storage._cdata for storage in _storages((args, kwargs))}

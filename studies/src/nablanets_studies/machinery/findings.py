@@ -11,7 +11,7 @@ from nablanets_studies.machinery.base import Column, Sheet
 from nablanets_studies.machinery.prose import listing
 from nablanets_studies.machinery.store import Row
 
-__all__ = ["Lead", "Summary", "lead", "listing", "lowest", "sheet", "summaries"]
+__all__ = ["Lead", "Summary", "listing", "lowest", "sheet", "summaries"]
 
 
 class Summary(NamedTuple):
@@ -23,7 +23,8 @@ class Summary(NamedTuple):
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Summary:
-        return cls(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0, len(values))
+        deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+        return cls(statistics.fmean(values), deviation, len(values))
 
     def text(self, spec: str = ".1f") -> str:
         return f"{self.mean:{spec}}" + (f" ± {self.deviation:{spec}}" if self.seeds > 1 else "")
@@ -72,24 +73,13 @@ class Lead(NamedTuple):
         return abs(self.gap) > self.spread
 
 
-def lead(ours: Summary, theirs: Summary, unit: str) -> str:
-    """The words of the macro ``lead``, for pages whose sentences are not in templates yet.
-
-    >>> lead(Summary(-40.0, 3.0, 5), Summary(-41.0, 1.0, 5), "dB")
-    'behind by 1.0 dB, within the spread over seeds'
-    """
-    found = Lead.of(ours, theirs)
-    remark = "more than the spread over seeds" if found.exceeds_spread else "within the spread over seeds"
-    side = "ahead" if found.gap > 0 else "behind"
-    return f"{side} by {abs(found.gap):.1f} {unit}, {remark if found.several_seeds else 'from one seed'}"
-
-
 def sheet(title: str, columns: Sequence[Column], rows: Sequence[Row]) -> Sheet:
     """A table of metrics by arm: mean and standard deviation over seeds, a dash where an arm has none."""
     found = [summaries(rows, column.metric) for column in columns]
-    arms = dict.fromkeys(row.arm for row in rows)
-    lines = [
-        [arm, *(values[arm].text(c.spec) if arm in values else "-" for c, values in zip(columns, found, strict=True))]
-        for arm in arms
-    ]
+    lines = []
+    for arm in dict.fromkeys(row.arm for row in rows):
+        cells = [arm]
+        for column, values in zip(columns, found, strict=True):
+            cells.append(values[arm].text(column.spec) if arm in values else "-")
+        lines.append(cells)
     return Sheet(title, ("arm", *(column.title for column in columns)), lines)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -10,6 +10,9 @@ from matplotlib.figure import Figure
 
 from nablanets_studies.machinery.base import Picture
 from nablanets_studies.machinery.store import RunFolder
+
+#: The words below learning curves, by what they are against.
+_AXES = {"step": "optimisation step", "seconds": "training time [s]"}
 
 
 def panels(rows: int, columns: int, *, width: float = 3.4, height: float = 3.2) -> tuple[Figure, list[Axes]]:
@@ -22,20 +25,21 @@ def learning_curves(run: RunFolder, arms: Sequence[str], caption: str, *, versus
     """Validation error in dB against steps or seconds: mean over seeds, with the range shaded."""
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
-    seeds: Mapping[str, list[int]] = {a: [row.seed for row in run.rows() if row.arm == a] for a in arms}
+    finished = run.finished()
+    histories = run.histories()
     for arm in arms:
-        curves = [c for seed in seeds[arm] if len(c := run.history(arm, seed)) > 1]
+        parts = [rows for (name, seed), rows in histories.items() if name == arm and (arm, seed) in finished]
+        curves = [rows for rows in parts if len(rows) > 1]
         if not curves:
             continue
-        length = min(map(len, curves))
+        # Seeds may have stopped at different steps: what all of them have is shown.
+        length = min(len(curve) for curve in curves)
         x = np.mean([[getattr(row, versus) for row in curve[:length]] for curve in curves], axis=0)
-        errors = [[row.validation_error for row in curve[:length]] for curve in curves]
-        y = 10 * np.log10(np.minimum.accumulate(np.asarray(errors), axis=1))
+        errors = np.asarray([[row.validation_error for row in curve[:length]] for curve in curves])  # (seeds, rows)
+        y = 10 * np.log10(np.minimum.accumulate(errors, axis=1))
         (line,) = axes.plot(x, y.mean(axis=0), label=arm)
         axes.fill_between(x, y.min(axis=0), y.max(axis=0), color=line.get_color(), alpha=0.15, linewidth=0)
-    axes.set(
-        xlabel={"step": "optimisation step", "seconds": "training time [s]"}[versus], ylabel="validation error [dB]"
-    )
+    axes.set(xlabel=_AXES[versus], ylabel="validation error [dB]")
     axes.legend(fontsize="small")
     axes.grid(alpha=0.3)
     return Picture(f"learning-curves-{versus}", caption, figure)

@@ -58,7 +58,8 @@ def run_experiment(
     finished = run.finished()
     wanted = {arm: [seed for seed in range(seeds) if (arm, seed) not in finished] for arm in chosen}
     missing = {arm: each for arm, each in wanted.items() if each}
-    total, left = len(chosen) * seeds, sum(map(len, missing.values()))
+    total = len(chosen) * seeds
+    left = sum(len(each) for each in missing.values())
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
     with Progress(*columns, console=console, disable=console is None) as progress:
         task = progress.add_task(experiment.name, total=total, completed=total - left)
