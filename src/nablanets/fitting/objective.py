@@ -12,6 +12,7 @@ from torch import Tensor, nn
 #: The loss of a network on points (n, d) and their targets (n, k), a scalar.
 Objective: TypeAlias = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
+# Points that are evaluated at once: enough to keep a processor busy, and the arrays of wide networks still fit.
 _CHUNK = 65536
 
 
@@ -38,6 +39,8 @@ def squared_error(net: nn.Module, x: Tensor, g: Tensor) -> Tensor:
 
 def error(net: nn.Module, x: Tensor, g: Tensor, objective: Objective = squared_error) -> float:
     """The objective (mean ||net(x) - g||^2) on all samples, in chunks, without building an autograd graph."""
+    total = 0.0
     with torch.no_grad():
-        parts = zip(x.split(_CHUNK), g.split(_CHUNK), strict=True)
-        return sum(len(a) * float(objective(net, a, b)) for a, b in parts) / len(x)
+        for points, targets in zip(x.split(_CHUNK), g.split(_CHUNK), strict=True):
+            total += len(points) * float(objective(net, points, targets))
+    return total / len(x)

@@ -21,9 +21,9 @@ def make_fabric(settings: TrainSettings) -> Any:
     """Fabric with as many processes as torchrun started, else as the settings ask for."""
     devices = int(os.environ.get("LOCAL_WORLD_SIZE", settings.devices))
     nodes = int(os.environ.get("GROUP_WORLD_SIZE", settings.nodes))
-    accelerator, precision = settings.accelerator, settings.precision
-    fabric = needed("lightning_fabric").Fabric
-    return fabric(accelerator=accelerator, devices=devices, num_nodes=nodes, precision=precision)
+    return needed("lightning_fabric").Fabric(
+        accelerator=settings.accelerator, devices=devices, num_nodes=nodes, precision=settings.precision
+    )
 
 
 class Objective(nn.Module):
