@@ -327,6 +327,21 @@ def test_rows_have_the_mean_loss_since_the_last_one(every):
         assert row.training_error == pytest.approx(sum(losses) / len(losses))
 
 
+def test_members_record_and_keep_what_fit_does():
+    """At a learning rate so large that the best weights are not the last ones."""
+    x, g = _data()
+    settings = FitSettings(steps=40, batch_size=1000, learning_rate=0.5, schedule="constant", validate_every=4)
+    (member,) = fit_many(_net, x, g, seeds=1, settings=settings, validation=(x[:50], g[:50]))
+    net = _net()
+    result = fit(net, x, g, settings=settings, validation=(x[:50], g[:50]), progress=False)
+    assert member.result.best_step == result.best_step < 40
+    assert_close(list(member.net.parameters()), list(net.parameters()), rtol=1e-6, atol=1e-8)
+    for found, wanted in zip(member.result.history, result.history, strict=True):
+        assert found.step == wanted.step
+        assert found.training_error == pytest.approx(wanted.training_error, rel=1e-6)
+        assert found.validation_error == pytest.approx(wanted.validation_error, rel=1e-6)
+
+
 def test_patience_goes_on_counting_after_an_interruption(tmp_path):
     errors = [9.0, 5.0, 4.0, 6.0, 6.0, 6.0, 6.0, 6.0, 2.0]
 
