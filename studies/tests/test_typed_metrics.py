@@ -12,10 +12,14 @@ from nablanets_studies.catalog import find_experiment
 from nablanets_studies.dynamics.metrics import LongRun, OrbitMetrics
 from nablanets_studies.dynamics.molecule_measures import DynamicsMetrics, MoleculeMetrics
 from nablanets_studies.dynamics.solar_measures import PositionErrors, SolarMetrics
+from nablanets_studies.fields.field2d import Field2DMetrics
+from nablanets_studies.fields.high_dimensional import HighDimensionalMetrics
+from nablanets_studies.fields.terrain import TerrainMetrics
 from nablanets_studies.machinery.metrics import Metrics, choice, group, measured, nested, series, summaries_of
 from nablanets_studies.machinery.store import Row
 from nablanets_studies.pictures.picture_findings import PictureMetrics, Score
 from nablanets_studies.pictures.super_resolution_findings import SuperResolutionMetrics
+from nablanets_studies.sinusoid.metrics import SinusoidMetrics
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +69,10 @@ def test_summaries_are_over_the_seeds_that_have_the_value():
 @pytest.mark.parametrize(
     ("name", "kinds"),
     [
+        ("field2d-convex", (Field2DMetrics,)),
+        ("terrain", (TerrainMetrics,)),
+        ("sinusoid", (SinusoidMetrics,)),
+        ("piecewise-quadratic", (HighDimensionalMetrics,)),
         ("two-body", (OrbitMetrics, LongRun)),
         ("hamiltonian-zoo", (OrbitMetrics, LongRun)),
         ("solar-system", (SolarMetrics, PositionErrors)),
