@@ -27,6 +27,8 @@ SEPARATORS: Final = {",": ",", ";": ";", "tab": "\t", "\\t": "\t", "\t": "\t", "
 _CANDIDATES: Final = (",", ";", "\t", "|")
 #: Lines by which the separator is found.
 _SAMPLE_LINES: Final = 50
+#: Empty fields at the end of lines, as spreadsheets write them, that are left out.
+_MOST_EMPTY: Final = 200
 _BYTE_ORDER_MARKS: Final = (
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF32_LE, "utf-32"),
@@ -265,6 +267,8 @@ def _parse(
         raise _too_wide(longest, names, separator, decimal, path)
     # Trailing separators may be more in the lines than below the names.
     width = max([width, *(len(fields) for fields in sample)])
+    if width > len(names) + _MOST_EMPTY:
+        raise _too_wide(width, names, separator, decimal, path)
     places = [i for i in range(len(names)) if any(len(f) > i and _PADDED.fullmatch(f[i]) for f in sample)]
     with warnings.catch_warnings():
         warnings.simplefilter("error", pd.errors.ParserWarning)
