@@ -432,6 +432,7 @@ def test_several_starts_resume_too_and_say_what_became_of_them(tmp_path, optimiz
     if optimizer == "adam":
         assert best.validation_error == min(start.validation_error for start in result.starts)
         assert len({start.validation_error for start in result.starts}) == 5
+        assert [row.step for row in result.history] == [8, 50, 60]  # 40 steps are those of the starts
     else:
         assert best.steps == 60
         assert result.best_validation_error == pytest.approx(best.validation_error, rel=0.01)

@@ -71,6 +71,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(tmp_path, optimizer):
 
     with pytest.raises(KeyboardInterrupt):
         run(small_net(), **changes, checkpoint=tmp_path / "c", report=stop)
+    assert (tmp_path / "c").exists()
     torch.manual_seed(99)
     resumed, again = run(small_net(), **changes, checkpoint=tmp_path / "c")
     assert same(whole, resumed)
@@ -204,6 +205,12 @@ def test_parts_of_a_batch_are_the_batch():
     parts = [source.batch(Ticket(3, 7, 12, k, k + 4)) for k in (0, 4, 8)]
     assert all(torch.equal(torch.cat(p), w) for p, w in zip(zip(*parts, strict=True), whole, strict=True))
     assert not torch.equal(source.batch(Ticket(3, 8, 12, 0, 12))[1], whole[1])
+
+
+def test_every_epoch_has_each_sample_once_in_an_order_of_its_own():
+    epochs = [Ticket(0, step, 20, 0, 20).indices(20).tolist() for step in range(4)]
+    assert all(sorted(epoch) == list(range(20)) for epoch in epochs)
+    assert len(set(map(tuple, epochs))) == 4
 
 
 def test_a_budget_of_time_ends_the_run_and_drives_the_rate():
