@@ -161,8 +161,9 @@ def test_ridge_agrees_with_the_outer_solve(x):
 
 
 def test_ridge_refuses_what_it_cannot_solve():
-    for net in (mlp_potential(3, 4), GradNetC(3, 4, monotone=True)):
-        with pytest.raises(InvalidInputError, match="solve_ridge: expected a GradNetC"):
+    refused = {"lacks outer_terms": mlp_potential(3, 4), "may have any sign": GradNetC(3, 4, monotone=True)}
+    for reason, net in refused.items():
+        with pytest.raises(InvalidInputError, match=f"solve_ridge: expected .*{reason}"):
             solve_ridge(net, torch.randn(5, 3), torch.randn(5, 3), validation=(torch.randn(5, 3), torch.randn(5, 3)))
 
 

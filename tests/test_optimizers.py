@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from nablanets import GradNetC, GradNetM, GradNetMixture, Quadratic, SobolevTargets, fit
+from nablanets import GradNetC, GradNetM, GradNetMixture, Quadratic, SobolevTargets, fit, from_potential
 from nablanets.errors import InvalidInputError, ShapeError, UnknownNameError
 from nablanets.fitting import FitSettings, decibels, error, fit_best_start, fit_many
 from nablanets.fitting.levenberg import Levenberg
@@ -256,8 +256,8 @@ def test_the_outer_solution_of_wide_nets_is_a_fit_by_itself():
 
 
 def test_solve_outer_refuses_other_maps():
-    with pytest.raises(InvalidInputError, match="GradNetC or GradNetM"):
-        solve_outer(Quadratic(2), torch.rand(5, 2), torch.rand(5, 2))
+    with pytest.raises(InvalidInputError, match="FromPotential lacks outer_terms"):
+        solve_outer(from_potential(nn.Linear(2, 1), 2), torch.rand(5, 2), torch.rand(5, 2))
     with pytest.raises(InvalidInputError, match="least > 0"):
         solve_outer(GradNetC(2, 3), torch.rand(5, 2), torch.rand(5, 2), least=0.0)
 

@@ -22,7 +22,7 @@ from nablanets.starts import standardised
 from nablanets.tables import ColumnNames
 from nablanets.tables.names import NOTE
 
-_MAPS = {"gradnet-c": GradNetC, "gradnet-m": GradNetM}
+_MAPS: dict[str, type[GradNetC] | type[GradNetM]] = {"gradnet-c": GradNetC, "gradnet-m": GradNetM}
 #: Random generators of torch take seeds of 64 bits.
 _LARGEST_SEED = 2**63 - 1
 

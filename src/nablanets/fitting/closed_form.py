@@ -1,4 +1,4 @@
-"""The fitting loss of many GradNet-C or GradNet-M at once, with its gradient by hand instead of by autograd."""
+"""The fitting loss of many networks at once, with its gradient by hand where the units are known, else by autograd."""
 
 from __future__ import annotations
 
@@ -9,14 +9,17 @@ import torch
 from torch import Tensor, nn
 from torch.func import vmap
 
-from nablanets.fitting.hidden_units import Arrays, HiddenUnits, Published, hidden_units
+from nablanets.fitting.hidden_units import Arrays, HiddenUnits, hidden_units
 from nablanets.fitting.stack import Stack
-from nablanets.maps import GradNetC, GradNetM
-from nablanets.maps.network import AffineParts
+from nablanets.maps.protocols import AffineParts, HasUnitForm
 
-_SLOTS = (32, 8)
-# Up to here there is room for 32: samples, and numbers in an array of one network whose gradients are by hand.
-_SMALL_BATCH, _SMALL_ARRAY = 128, 2**15
+# Networks that one program trains, and how many where arrays would be large.
+_SLOTS = 32
+_FEW_SLOTS = 8
+# Up to so many samples in a batch there is room for all slots...
+_SMALL_BATCH = 128
+# ... and, where gradients are by hand, up to so many numbers (units x samples) in an array of one network.
+_SMALL_ARRAY = 2**15
 
 
 class StackLoss(ABC):
@@ -40,8 +43,8 @@ class StackLoss(ABC):
 
 def make_loss(stack: Stack) -> StackLoss:
     """By hand for the networks that :class:`ClosedForm` knows, else by autograd through vmap."""
-    net = stack.skeleton
-    return ClosedForm(stack, hidden) if (hidden := hidden_units(net)) else ByAutograd(stack)
+    hidden = hidden_units(stack.skeleton)
+    return ByAutograd(stack) if hidden is None else ClosedForm(stack, hidden)
 
 
 def num_slots(net: nn.Module, batch_size: int) -> int:
@@ -51,9 +54,10 @@ def num_slots(net: nn.Module, batch_size: int) -> int:
     alignment, and with them the rounding of every sum, are the same whichever other members there are.
     """
     small = batch_size <= _SMALL_BATCH
-    if isinstance(net, GradNetC | GradNetM) and hidden_units(net) is not None:
-        small = small or net.affine_parts().shift.numel() * batch_size <= _SMALL_ARRAY
-    return _SLOTS[0] if small else _SLOTS[1]
+    if hidden_units(net) is not None:
+        units = cast(HasUnitForm, net).affine_parts().shift.numel()
+        small = small or units * batch_size <= _SMALL_ARRAY
+    return _SLOTS if small else _FEW_SLOTS
 
 
 class ByAutograd(StackLoss):
@@ -84,8 +88,9 @@ class ClosedForm(StackLoss):
 
     def __init__(self, stack: Stack, hidden: HiddenUnits) -> None:
         super().__init__(stack)
-        self.hidden, self.arrays = hidden, Arrays(stack.theta)
-        self.reading = _Reading(cast(Published, stack.skeleton), hidden)
+        self.hidden = hidden
+        self.arrays = Arrays(stack.theta)
+        self.reading = _Reading(cast(HasUnitForm, stack.skeleton), hidden)
 
     def with_gradient(self, theta: Tensor, x: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
         theta = theta.detach().requires_grad_()
@@ -93,8 +98,13 @@ class ClosedForm(StackLoss):
         inputs = [*(part for part in parts if part is not None), *parameters]
         with torch.no_grad():
             loss, gradients = self._loss(parts, parameters, x, g)
-        trained = [(a, b) for a, b in zip(inputs, gradients, strict=True) if a.requires_grad]
-        (gradient,) = torch.autograd.grad([a for a, _ in trained], theta, [b for _, b in trained])
+        outputs: list[Tensor] = []
+        cotangents: list[Tensor] = []
+        for part, part_gradient in zip(inputs, gradients, strict=True):
+            if part.requires_grad:  # frozen parameters give parts without a gradient
+                outputs.append(part)
+                cotangents.append(part_gradient)
+        (gradient,) = torch.autograd.grad(outputs, theta, cotangents)
         return loss, gradient
 
     @torch.no_grad()
@@ -116,8 +126,15 @@ class ClosedForm(StackLoss):
         error.mul_(2 / x.shape[2])
         back = torch.bmm(parts.outer.mT, error, out=self.arrays("back", *hidden.shape))
         inner, slopes = self.hidden.pullback(back, parameters, self.arrays)
-        gradients = [inner @ x.mT, inner.sum(dim=2), error @ hidden.mT, error.sum(dim=2)]
-        return loss, gradients + ([] if parts.linear is None else [error @ x.mT]) + slopes
+        gradients = [
+            inner @ x.mT,  # of A, (B, units, d)
+            inner.sum(dim=2),  # of a, (B, units)
+            error @ hidden.mT,  # of V, (B, d, units)
+            error.sum(dim=2),  # of v, (B, d)
+        ]
+        if parts.linear is not None:
+            gradients.append(error @ x.mT)  # of Q, (B, d, d)
+        return loss, gradients + slopes
 
     def _evaluate(self, parts: AffineParts, parameters: tuple[Tensor, ...], x: Tensor) -> tuple[Tensor, Tensor]:
         """f and S at points (B, d, n)."""
@@ -132,7 +149,7 @@ class ClosedForm(StackLoss):
 class _Reading(nn.Module):
     """A network as the parts that :class:`ClosedForm` needs."""
 
-    def __init__(self, net: Published, hidden: HiddenUnits) -> None:
+    def __init__(self, net: HasUnitForm, hidden: HiddenUnits) -> None:
         super().__init__()
         self.net, self.hidden = net, hidden
 

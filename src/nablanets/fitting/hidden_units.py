@@ -10,27 +10,26 @@ from torch import Tensor, nn
 
 from nablanets.activations import ElementwiseActivation
 from nablanets.activations.elementwise import Sigmoid, Tanh
-from nablanets.activations.group import Softmax
-from nablanets.maps import GradNetC, GradNetM
-from nablanets.maps.network import AffineParts
-
-Published = GradNetC | GradNetM
+from nablanets.maps.protocols import (
+    AffineParts,
+    CascadeForm,
+    ElementwiseForm,
+    HasUnitForm,
+    SoftmaxForm,
+    supports,
+)
 
 
 def hidden_units(net: nn.Module) -> HiddenUnits | None:
-    """Those of a network, if its activation has no parameters and there is a class for it here."""
-    if type(net) is GradNetC:
-        activation = cast(ElementwiseActivation, net.ridge.activations[0])
-        return None if _has_state(activation) else Cascade(activation, net.ridge.num_layers)
-    if type(net) is not GradNetM or _has_state(net.units):
+    """The hand-written units for a network that has the methods of HasUnitForm, if they are known by name."""
+    if not supports(net, HasUnitForm):
         return None
-    if isinstance(net.units, ElementwiseActivation):
-        return Elementwise(net.units)
-    return GroupedSoftmax(net.num_modules) if type(net.units) is Softmax else None
-
-
-def _has_state(activation: nn.Module) -> bool:
-    return bool(activation.state_dict())
+    form = cast(HasUnitForm, net).unit_form()
+    if isinstance(form, CascadeForm):
+        return Cascade(form.activation, form.num_layers)
+    if isinstance(form, SoftmaxForm):
+        return GroupedSoftmax(form.groups)
+    return Elementwise(form.activation) if isinstance(form, ElementwiseForm) else None
 
 
 class Arrays:
@@ -53,7 +52,7 @@ class HiddenUnits(ABC):
     """phi of :class:`ClosedForm` for B networks at once, (B, units, n) to (B, units, n)."""
 
     @abstractmethod
-    def read(self, net: Published) -> tuple[AffineParts, tuple[Tensor, ...]]:
+    def read(self, net: HasUnitForm) -> tuple[AffineParts, tuple[Tensor, ...]]:
         """What surrounds phi in a network (or in many, if its parameters have a leading dimension), and phi's own."""
 
     @abstractmethod
@@ -66,12 +65,12 @@ class HiddenUnits(ABC):
 
 
 class Elementwise(HiddenUnits):
-    """GradNet-M with an activation without parameters."""
+    """An activation without parameters, unit by unit."""
 
     def __init__(self, activation: ElementwiseActivation) -> None:
         self.layer = _Layer(activation)
 
-    def read(self, net: Published) -> tuple[AffineParts, tuple[Tensor, ...]]:
+    def read(self, net: HasUnitForm) -> tuple[AffineParts, tuple[Tensor, ...]]:
         parts = net.affine_parts()
         if self.layer.is_tanh:
             parts = _without_tanh(parts)._replace(inner=2 * parts.inner, shift=2 * parts.shift)
@@ -85,13 +84,13 @@ class Elementwise(HiddenUnits):
 
 
 class GroupedSoftmax(HiddenUnits):
-    """GradNet-M with softmax over the units of each module."""
+    """Softmax over the units of each group."""
 
     def __init__(self, num_modules: int) -> None:
         self.num_modules = num_modules
         self.last: Tensor
 
-    def read(self, net: Published) -> tuple[AffineParts, tuple[Tensor, ...]]:
+    def read(self, net: HasUnitForm) -> tuple[AffineParts, tuple[Tensor, ...]]:
         return net.affine_parts(), ()
 
     def evaluate(self, u: Tensor, parameters: tuple[Tensor, ...], arrays: Arrays) -> Tensor:
@@ -105,7 +104,7 @@ class GroupedSoftmax(HiddenUnits):
 
 
 class Cascade(HiddenUnits):
-    r"""The cascade of GradNet-C without its last alpha, z_l = beta_l (u + b_l) + alpha_{l-1} s(z_{l-1}).
+    r"""A cascade without its last alpha, z_l = beta_l (u + b_l) + alpha_{l-1} s(z_{l-1}).
 
     Back from dz_l: d alpha_{l-1} = dz_l . s_{l-1}, d beta_l = dz_l . (u + b_l), d b_l = beta_l dz_l . 1 and
     ds_{l-1} = alpha_{l-1} dz_l, with sums over the samples.
@@ -115,9 +114,11 @@ class Cascade(HiddenUnits):
         self.layers = [_Layer(activation) for _ in range(num_layers)]
         self.u: Tensor
 
-    def read(self, net: Published) -> tuple[AffineParts, tuple[Tensor, ...]]:
-        parts, (alpha, beta, bias) = net.affine_parts(), cast(GradNetC, net).ridge.coefficients()
-        alpha, shift = alpha[..., :-1, :], beta * bias
+    def read(self, net: HasUnitForm) -> tuple[AffineParts, tuple[Tensor, ...]]:
+        parts = net.affine_parts()
+        alpha, beta, bias = net.unit_parameters()  # (..., L, units)
+        alpha = alpha[..., :-1, :]  # the last belongs to parts.outer
+        shift = beta * bias
         if not self.layers[0].is_tanh:
             return parts, (alpha, beta, shift)
         before = nn.functional.pad(alpha, (0, 0, 1, 0))
@@ -136,7 +137,8 @@ class Cascade(HiddenUnits):
     def pullback(self, gradient: Tensor, parameters: tuple[Tensor, ...], arrays: Arrays) -> tuple[Tensor, list[Tensor]]:
         alpha, beta, _ = (part.unsqueeze(-1) for part in parameters)
         d_alpha, d_beta, d_shift = (torch.empty_like(part) for part in parameters)
-        d_u, product = arrays("d_u", *self.u.shape).zero_(), arrays("product", *self.u.shape)
+        d_u = arrays("d_u", *self.u.shape).zero_()
+        product = arrays("product", *self.u.shape)
         for k in reversed(range(len(self.layers))):
             dz = self.layers[k].pullback_(gradient)
             d_u.addcmul_(beta[:, k], dz)
@@ -152,7 +154,8 @@ class _Layer:
     """s(z) of an activation without parameters; in place of tanh z, sigmoid z."""
 
     def __init__(self, activation: ElementwiseActivation) -> None:
-        self.activation, self.is_tanh = activation, type(activation) is Tanh
+        self.activation = activation
+        self.is_tanh = type(activation) is Tanh
         self.is_sigmoid = self.is_tanh or type(activation) is Sigmoid
         self.value: Tensor
         self.slope: Tensor

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from nablanets import serialization
 from nablanets.errors import InvalidInputError, ShapeError, check_points
+from nablanets.maps.around import LinearChange, SumOfMaps
 from nablanets.maps.solved import Resolvent, solve
 from nablanets.newton import Solution
 from nablanets.operators import SymmetricOperator
@@ -266,7 +267,7 @@ def _with_children(module: M, children: dict[str, nn.Module]) -> M:
 
 
 @savable
-class Sum(GradientMap):
+class Sum(SumOfMaps, GradientMap):
     """f = sum_k f_k; monotone if every part is.
 
     >>> from nablanets import GradNetC, GradNetM
@@ -319,7 +320,7 @@ class Sum(GradientMap):
 
 
 @savable
-class Scale(GradientMap):
+class Scale(LinearChange, GradientMap):
     """c f for a fixed number c; monotone if f is and c >= 0.
 
     >>> from nablanets import GradNetC
@@ -339,6 +340,9 @@ class Scale(GradientMap):
 
     def config(self) -> dict[str, Any]:
         return {"inner": self.inner, "factor": self.factor}
+
+    def _change(self) -> tuple[Tensor | None, Tensor | None, float]:
+        return None, None, self.factor
 
     def _forward(self, x: Tensor) -> Tensor:
         return self.factor * self.inner(x)
@@ -362,7 +366,7 @@ class Scale(GradientMap):
 
 
 @savable
-class Pullback(GradientMap):
+class Pullback(LinearChange, GradientMap):
     """f(x) = A^T g(A x + b), the gradient of G(A x + b); monotone if g is.
 
     This is the way to change coordinates (also to standardise data) that keeps the Jacobian symmetric.
@@ -403,6 +407,10 @@ class Pullback(GradientMap):
 
     def config(self) -> dict[str, Any]:
         return {"inner": self.inner, "matrix": self.matrix, "offset": self.offset, "trainable": self.trainable}
+
+    def _change(self) -> tuple[Tensor | None, Tensor | None, float]:
+        matrix = torch.diag(self.matrix) if self.matrix.ndim == 1 else self.matrix
+        return matrix, self.offset, 1.0
 
     def image(self, x: Tensor) -> Tensor:
         """A x + b."""

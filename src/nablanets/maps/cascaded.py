@@ -2,22 +2,138 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from nablanets.activations import ActivationSpec
-from nablanets.maps.network import AffineParts, GradientNetwork
+from nablanets.activations import ActivationSpec, ElementwiseActivation
+from nablanets.intervals import interval_product
+from nablanets.maps.network import GradientNetwork, Parts, UnitsMap
+from nablanets.maps.protocols import AffineParts, CascadeForm, FactoredTerm, OuterTerm
 from nablanets.maps.quadratic import LinearSpec
 from nablanets.maps.ridge import RidgeCascade
-from nablanets.operators import GramTerm, StructuredOperator
+from nablanets.operators import GramTerm
 from nablanets.parameters import units_last
 from nablanets.serialization import savable
 
 
+@dataclass
+class CascadeParts(Parts):
+    """The letters of f(x) = W^T [a * phi(W x + delta)] + b + A x at present.
+
+    Attributes:
+        ridge: phi.
+        scale, shift: a and delta, (h) or (*, h); None for 1 and 0.
+    """
+
+    ridge: RidgeCascade
+    scale: Tensor | None = None
+    shift: Tensor | None = None
+
+    def arguments(self, u: Tensor) -> Tensor:
+        """u + delta."""
+        return u if self.shift is None else u + self.shift
+
+    def scaled(self, value: Tensor) -> Tensor:
+        """The value times a."""
+        return value if self.scale is None else self.scale * value
+
+
+def cascade_responses(u: Tensor, parts: CascadeParts) -> Tensor:
+    """a * phi(u + delta), (*, h)."""
+    return parts.scaled(parts.ridge(parts.arguments(u)))
+
+
+class CascadedMap(UnitsMap[CascadeParts]):
+    r"""f(x) = W^T [a * phi(W x + delta)] + b + A x with an elementwise cascade phi, and products * by unit.
+
+    What GradNetC (a = 1, delta = 0) and a :class:`~nablanets.ConditionalGradNet` at a context share. The potential of
+    the units is zero at x = 0. Abstract: a subclass has the parts.
+    """
+
+    def _responses(self, u: Tensor, parts: CascadeParts) -> Tensor:
+        return cascade_responses(u, parts)
+
+    def _units_potential(self, u: Tensor, parts: CascadeParts) -> Tensor:
+        return parts.scaled(parts.ridge.antiderivative(parts.arguments(u), parts.shift)).sum(dim=-1)
+
+    def _gram_terms(self, u: Tensor, parts: CascadeParts) -> tuple[GramTerm, ...]:
+        return self._responses_and_gram_terms(u, parts)[1]
+
+    def _responses_and_gram_terms(self, u: Tensor, parts: CascadeParts) -> tuple[Tensor, tuple[GramTerm, ...]]:
+        value, slope = parts.ridge.value_and_derivative(parts.arguments(u))
+        return parts.scaled(value), (GramTerm(parts.weight, parts.scaled(slope)),)
+
+    def _units_envelope(self, parts: CascadeParts) -> tuple[Tensor, Tensor]:
+        """W^T diag(bounds of a phi') W, the bounds taken over all contexts."""
+        low, high = parts.ridge.derivative_interval()
+        if parts.scale is not None:
+            scale = parts.scale.reshape(-1, len(parts.weight))  # (contexts, h)
+            low, high = interval_product((scale, scale), (low, high))
+            low = low.amin(dim=0)
+            high = high.amax(dim=0)
+        lower = parts.weight.mT @ (low.unsqueeze(-1) * parts.weight)
+        upper = parts.weight.mT @ (high.unsqueeze(-1) * parts.weight)
+        return lower, upper
+
+    def quadrature_gap(self, x: Tensor) -> Tensor:
+        parts = self._parts(x)
+        u = parts.arguments(x @ parts.weight.mT)
+        return parts.scaled(parts.ridge.quadrature_gap(u, parts.shift)).sum(dim=-1)
+
+    def hidden(self, x: Tensor) -> Tensor:
+        """a s_{L-1}(z_{L-1}): the last hidden units before their coefficients alpha_{L-1}, (*, h)."""
+        parts = self._parts(x)
+        u = parts.arguments(x @ parts.weight.mT)
+        return parts.scaled(parts.ridge.hidden(u))
+
+    def unit_terms(self) -> list[OuterTerm]:
+        """alpha_{L-1}, (h)."""
+        parts = self._parts()
+        return [FactoredTerm.of(parts.ridge.outer_raw(), self.hidden, parts.weight, positive=self.monotone)]
+
+    def unit_groups(self) -> int:
+        """Each unit stands for itself."""
+        return 1
+
+    @torch.no_grad()
+    def spread_units(self, x: Tensor) -> None:
+        """Each unit's offset in each layer makes W x + b zero at a random one of the points (n, d)."""
+        parts = self._parts()
+        parts.ridge.spread(parts.arguments(x @ parts.weight.mT))
+
+    @torch.no_grad()
+    def place_units(self, weight: Tensor, x: Tensor, *, largest_spread: float | None = None) -> None:
+        """Weights W (h, d), bends where the points x are, a mean slope of one; each unit has a spread of its own."""
+        parts = self._parts()
+        parts.weight.copy_(weight)
+        gain = None if parts.scale is None else parts.scale.expand(*x.shape[:-1], -1)
+        parts.ridge.place(parts.arguments(x @ parts.weight.mT), gain)
+
+    def profiles(self, u: Tensor) -> Tensor:
+        """a phi(u + delta), (nodes, h), at the mean of the contexts."""
+        parts = self._parts()
+        units = len(parts.weight)
+        shifted = u if parts.shift is None else u + parts.shift.reshape(-1, units).mean(dim=0)
+        value = parts.ridge(shifted)
+        return value if parts.scale is None else parts.scale.reshape(-1, units).mean(dim=0) * value
+
+    def profile_parameters(self) -> Iterable[nn.Parameter]:
+        """All parameters of phi."""
+        return self._parts().ridge.parameters()
+
+
+def random_projection(units: int, features: int) -> nn.Parameter:
+    """W with entries uniform in [-1, 1] / sqrt(d), stored as (features, units)."""
+    bound = features**-0.5
+    return nn.Parameter(units_last(torch.empty(units, features).uniform_(-bound, bound)))
+
+
 @savable
-class GradNetC(GradientNetwork):
+class GradNetC(CascadedMap, GradientNetwork[CascadeParts]):
     r"""Cascaded gradient network (mGradNet-C if ``monotone``).
 
     With one shared W of shape (h, d), u = W x computed once, and elementwise products,
@@ -71,48 +187,44 @@ class GradNetC(GradientNetwork):
     ) -> None:
         sizes = {"hidden_features": hidden_features, "num_layers": num_layers}
         super().__init__(features, sizes=sizes, activation=activation, monotone=monotone, linear=linear)
-        bound = features**-0.5
-        self.projection = nn.Parameter(units_last(torch.empty(hidden_features, features).uniform_(-bound, bound)))
-        self.ridge = RidgeCascade(hidden_features, num_layers, activation, monotone=monotone, spread=bound)
+        self.projection = random_projection(hidden_features, features)
+        spread = features**-0.5
+        self.ridge = RidgeCascade(hidden_features, num_layers, activation, monotone=monotone, spread=spread)
 
     @property
     def weight(self) -> Tensor:
         """W, (h, d): a view of ``projection``."""
         return self.projection.mT
 
-    def hidden(self, x: Tensor) -> Tensor:
-        """The last hidden units before their coefficients alpha_{L-1}, (*, h)."""
-        return self.ridge.hidden(x @ self.weight.mT)
+    def _parts(self, x: Tensor | None = None) -> CascadeParts:
+        return CascadeParts(self.projection.mT, self.bias, self.linear, self.ridge)
+
+    @torch.no_grad()
+    def start_as_published(self) -> None:
+        """Free scales alpha and beta from U(-1/2, 1/2) and a constant from U(-1, 1) / sqrt(d), as the authors' code."""
+        self.ridge.draw_published_scales()
+        self._draw_constant()
+
+    @torch.no_grad()
+    def draw_features(self, scale: float) -> None:
+        """Random features: W from N(0, scale^2) and the offsets of the first layer from N(0, 1)."""
+        self.projection.normal_(std=scale)
+        self.ridge.bias[0].normal_()
+
+    def unit_form(self) -> CascadeForm | None:
+        """The cascade, if its activation has no parameters; a subclass says for itself whether it still is that."""
+        activation = cast(ElementwiseActivation, self.ridge.activations[0])
+        if type(self) is not GradNetC or activation.state_dict():
+            return None
+        return CascadeForm(activation, self.ridge.num_layers)
 
     def affine_parts(self) -> AffineParts:
-        """All but the hidden units, phi = :meth:`RidgeCascade.hidden`."""
-        outer = self.projection * self.ridge.coefficients()[0][..., -1:, :]
-        return AffineParts(self.weight, torch.zeros_like(outer[..., 0, :]), outer, self.bias, self._linear_matrix())
+        """All but the cascade without its last alpha."""
+        alpha, _, _ = self.ridge.coefficients()
+        outer = self.projection * alpha[..., -1:, :]  # (d, h)
+        shift = torch.zeros_like(outer[..., 0, :])
+        return AffineParts(self.weight, shift, outer, self.bias, self._linear_matrix())
 
-    def _core(self, x: Tensor) -> Tensor:
-        return self.ridge(x @ self.weight.mT) @ self.weight
-
-    def _core_potential(self, x: Tensor) -> Tensor:
-        return self.ridge.antiderivative(x @ self.weight.mT).sum(dim=-1)
-
-    def _core_jacobian(self, x: Tensor) -> StructuredOperator:
-        return self._operator(self.ridge.derivative(x @ self.weight.mT))
-
-    def _core_value_and_jacobian(self, x: Tensor) -> tuple[Tensor, StructuredOperator]:
-        value, slope = self.ridge.value_and_derivative(x @ self.weight.mT)
-        return value @ self.weight, self._operator(slope)
-
-    def _operator(self, slope: Tensor) -> StructuredOperator:
-        return StructuredOperator(self.features, (GramTerm(self.weight, slope),), positive_semidefinite=self.monotone)
-
-    def _core_envelope(self) -> tuple[Tensor, Tensor]:
-        """W^T diag(bounds of phi') W."""
-        lower, upper = (self.weight.mT @ (b.unsqueeze(-1) * self.weight) for b in self.ridge.derivative_interval())
-        return lower, upper
-
-    def quadrature_gap(self, x: Tensor) -> Tensor:
-        return self.ridge.quadrature_gap(x @ self.weight.mT).sum(dim=-1)
-
-    def _core_along(self, x: Tensor, p: Tensor) -> Callable[[Tensor], Tensor]:
-        u, v = x @ self.weight.mT, p @ self.weight.mT
-        return lambda t: (self.ridge(u + t.unsqueeze(-1) * v) * v).sum(dim=-1)
+    def unit_parameters(self) -> tuple[Tensor, ...]:
+        """alpha, beta and b of the cascade."""
+        return self.ridge.coefficients()

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from nablanets import serialization
 from nablanets.activations import ActivationSpec, normalise_spec
 from nablanets.errors import ShapeError, check_points, check_positive_int
-from nablanets.intervals import interval_product
-from nablanets.maps.base import GradientMap
-from nablanets.maps.conditioner import Conditioner, Modulation
+from nablanets.maps.cascaded import CascadedMap, CascadeParts, cascade_responses, random_projection
+from nablanets.maps.conditioner import Conditioner
 from nablanets.maps.quadratic import LinearSpec, make_linear_term
 from nablanets.maps.ridge import RidgeCascade
-from nablanets.operators import GramTerm, StructuredOperator, SymmetricOperator
-from nablanets.parameters import units_last
 from nablanets.serialization import savable
 
 
@@ -84,10 +79,12 @@ class ConditionalGradNet(nn.Module):
             check_positive_int(value, owner="ConditionalGradNet", name=name)
         spec = list(normalise_spec(activation))
         self._config = {**sizes, "activation": spec, "monotone": monotone, "linear": linear}
-        self.features, self.context_features, self.monotone = features, context_features, monotone
-        bound = features**-0.5
-        self.projection = nn.Parameter(units_last(torch.empty(hidden_features, features).uniform_(-bound, bound)))
-        self.ridge = RidgeCascade(hidden_features, num_layers, activation, monotone=monotone, spread=bound)
+        self.features = features
+        self.context_features = context_features
+        self.monotone = monotone
+        self.projection = random_projection(hidden_features, features)
+        spread = features**-0.5
+        self.ridge = RidgeCascade(hidden_features, num_layers, activation, monotone=monotone, spread=spread)
         self.linear = make_linear_term(linear, features, monotone=monotone)
         self.conditioner = Conditioner(
             context_features,
@@ -127,14 +124,21 @@ class ConditionalGradNet(nn.Module):
     def value(self, x: Tensor, c: Tensor) -> Tensor:
         """f(x; c) for arguments that are checked."""
         _check_contexts(x, c)
+        parts = self.parts(c)
+        u = x @ parts.weight.mT  # (*, h)
+        return parts.combine(cascade_responses(u, parts), x)
+
+    def parts(self, c: Tensor) -> CascadeParts:
+        """What the formula of a cascaded map, :class:`~nablanets.maps.cascaded.CascadedMap`, needs at a context."""
         scale, shift, constant = self.conditioner(c)
-        y = (scale * self.ridge(x @ self.weight.mT + shift)) @ self.weight + constant
-        return y if self.linear is None else y + self.linear(x)
+        return CascadeParts(self.weight, constant, self.linear, self.ridge, scale, shift)
 
 
 @savable
-class GivenContext(GradientMap):
+class GivenContext(CascadedMap):
     """x -> f(x; c) at fixed c; see :meth:`ConditionalGradNet.given`. Its potential is zero at x = 0 for every c.
+
+    All formulas are those of GradNetC, :class:`~nablanets.maps.cascaded.CascadedMap`, with a(c), delta(c) and b(c).
 
     Args:
         net: the conditional network, shared and not copied.
@@ -173,66 +177,24 @@ class GivenContext(GradientMap):
             )
         return GivenContext(self.net, contexts[index])
 
-    def _hidden(self, x: Tensor) -> tuple[Tensor, Modulation]:
-        """W x + delta and the modulation."""
-        _check_contexts(x, self.context)
-        modulation = self.net.conditioner(self.context)
-        return x @ self.net.weight.mT + modulation.shift, modulation
+    def _parts(self, x: Tensor | None = None) -> CascadeParts:
+        if x is not None:
+            _check_contexts(x, self.context)
+        return self.net.parts(self.context)
 
-    def _forward(self, x: Tensor) -> Tensor:
-        return self.net.value(x, self.context)
+    def _constant_parameters(self) -> Tensor:
+        return self.net.conditioner.constant_bias()
 
-    def _potential(self, x: Tensor) -> Tensor:
-        u, (scale, shift, constant) = self._hidden(x)
-        value = (scale * self.net.ridge.antiderivative(u, shift)).sum(dim=-1) + (constant * x).sum(dim=-1)
-        return value if self.net.linear is None else value + self.net.linear.potential(x)
-
-    def _jacobian(self, x: Tensor) -> SymmetricOperator:
-        return self._value_and_jacobian(x)[1]
-
-    def _value_and_jacobian(self, x: Tensor) -> tuple[Tensor, SymmetricOperator]:
-        u, (scale, _, constant) = self._hidden(x)
-        value, slope = self.net.ridge.value_and_derivative(u)
-        term = GramTerm(self.net.weight, scale * slope)
-        y = (scale * value) @ self.net.weight + constant
-        operator = StructuredOperator(self.features, (term,), positive_semidefinite=self.monotone)
-        if self.net.linear is None:
-            return y, operator
-        return y + self.net.linear(x), operator + self.net.linear.jacobian(x)
-
-    def quadrature_gap(self, x: Tensor) -> Tensor:
-        u, (scale, shift, _) = self._hidden(x)
-        return (scale * self.net.ridge.quadrature_gap(u, shift)).sum(dim=-1)
-
-    def along(self, x: Tensor, p: Tensor) -> Callable[[Tensor], Tensor]:
-        """The conditioner and the products with W are evaluated once."""
-        u, (scale, _, constant) = self._hidden(x)
-        v = p @ self.net.weight.mT
-        weights, fixed = scale * v, (constant * p).sum(dim=-1)
-
-        def core(t: Tensor) -> Tensor:
-            return (self.net.ridge(u + t.unsqueeze(-1) * v) * weights).sum(dim=-1) + fixed
-
-        if self.net.linear is None:
-            return core
-        linear = self.net.linear.along(x, p)
-        return lambda t: core(t) + linear(t)
-
-    def curvature_envelope(self) -> tuple[Tensor, Tensor]:
-        """W^T diag(bounds of a phi') W, the bounds taken over all contexts."""
-        scale = self.net.conditioner(self.context).scale.reshape(-1, self.net.weight.shape[0])
-        low, high = interval_product((scale, scale), self.net.ridge.derivative_interval())
-        weight = self.net.weight
-        lower, upper = (weight.mT @ (c.unsqueeze(-1) * weight) for c in (low.amin(dim=0), high.amax(dim=0)))
-        if self.net.linear is None:
-            return lower, upper
-        matrix = self.net.linear.curvature_envelope()[0]
-        return lower + matrix, upper + matrix
+    def outer_rest(self, x: Tensor) -> Tensor:
+        """What the linear term has besides coefficients, and the part of b(c) that depends on c."""
+        varying = self._parts().constant - self._constant_parameters()
+        return super().outer_rest(x) + varying
 
 
 def _check_contexts(x: Tensor, c: Tensor) -> None:
     """Raise unless the contexts broadcast to the batch of x."""
-    batch, contexts = x.shape[:-1], c.shape[:-1]
+    batch = x.shape[:-1]
+    contexts = c.shape[:-1]
     fits = len(contexts) <= len(batch) and all(
         n in (1, size) for n, size in zip(contexts[::-1], batch[::-1], strict=False)
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -37,7 +37,15 @@ class Conditioner(nn.Module):
 
     def forward(self, c: Float[Tensor, "*batch k"]) -> Modulation:
         """Scale, shift and constant at a context."""
-        h, out = self.hidden_features, self.layers(c)
-        scale, shift, constant = out[..., :h], out[..., h : 2 * h], out[..., 2 * h :]
+        h = self.hidden_features
+        out = self.layers(c)  # (*, 2 h + d)
+        scale = out[..., :h]
+        shift = out[..., h : 2 * h]
+        constant = out[..., 2 * h :]
         scale = softplus(scale + inverse_softplus(1.0)) if self.monotone else 1 + scale
         return Modulation(scale, shift, constant)
+
+    def constant_bias(self) -> Tensor:
+        """The part (d) of the constant that does not depend on the context: a view of the last layer's biases."""
+        last = cast(nn.Linear, self.layers[-1])
+        return last.bias[2 * self.hidden_features :]

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from nablanets.errors import ShapeError
+from nablanets.maps.around import AroundOne
 from nablanets.maps.base import GradientMap
 from nablanets.maps.coordinates import Coordinates, pair_distances, pair_permutations
 from nablanets.maps.symmetrized import Symmetrized
@@ -16,7 +18,7 @@ from nablanets.serialization import savable
 
 
 @savable
-class CoordinatePullback(GradientMap):
+class CoordinatePullback(AroundOne, GradientMap):
     r"""f(x) = J_phi(x)^T g(phi(x)), the gradient of G(phi(x)) for coordinates phi.
 
     Whatever leaves phi unchanged leaves the potential unchanged, and turns f with x. Fitted to forces, f = -grad V, so
@@ -48,6 +50,13 @@ class CoordinatePullback(GradientMap):
 
     def config(self) -> dict[str, Any]:
         return {"inner": self.inner, "coordinates": self.coordinates}
+
+    def _seen(self, x: Tensor) -> Tensor:
+        return self.coordinates(x)
+
+    def _back(self, x: Tensor, columns: Tensor) -> Tensor:
+        _, pull = self.coordinates.linearise(x)
+        return torch.func.vmap(pull, in_dims=-1, out_dims=-1)(columns)
 
     def _forward(self, x: Tensor) -> Tensor:
         phi, pull = self.coordinates.linearise(x)

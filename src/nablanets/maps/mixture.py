@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from nablanets.errors import InvalidInputError, ShapeError
 from nablanets.maps.base import GradientMap
+from nablanets.maps.protocols import HasBends, supports
 from nablanets.operators import GramTerm, StructuredOperator, SymmetricOperator
 from nablanets.parameters import inverse_softplus, softplus
 from nablanets.serialization import savable
@@ -56,6 +57,12 @@ class GradNetMixture(GradientMap):
 
     def _each(self) -> Iterator[GradientMap]:
         return cast(Iterator[GradientMap], iter(self.experts))
+
+    def spread_units(self, x: Tensor) -> None:
+        """Put the bends of all experts that have some where the points (n, d) are."""
+        for expert in self._each():
+            if supports(expert, HasBends):
+                cast(HasBends, expert).spread_units(x)
 
     def _scores(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """t (F_k + c_k), (*, K), and t."""

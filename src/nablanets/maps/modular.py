@@ -1,17 +1,147 @@
-"""GradNet-M: the modular gradient network."""
+"""GradNet-M, the modular gradient network, and what modular networks share."""
 
 from __future__ import annotations
+
+from abc import abstractmethod
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from nablanets.activations import ActivationSpec, GroupDerivative
-from nablanets.maps.modules import ModularNetwork, difference_scales
-from nablanets.maps.network import AffineParts
+from nablanets.activations import (
+    ActivationSpec,
+    ElementwiseActivation,
+    GroupActivation,
+    GroupDerivative,
+    make_activation,
+)
+from nablanets.activations.group import Softmax
+from nablanets.intervals import Interval, interval_product
+from nablanets.maps.network import GradientNetwork, Parts
+from nablanets.maps.protocols import AffineParts, ElementwiseForm, FactoredTerm, OuterTerm, SoftmaxForm, UnitForm
 from nablanets.maps.quadratic import LinearSpec
-from nablanets.operators import StructuredOperator
-from nablanets.parameters import constrained, inverse_softplus
+from nablanets.operators import GramTerm
+from nablanets.parameters import constrained, inverse_softplus, softplus, units_last
 from nablanets.serialization import savable
+
+# Root mean square over the units of the standard deviation of t W x over the data: of units whose bends are spread...
+_SPREAD = 1.35
+# ... and of placed units, times (units / features)^(1/4), so that what softmax adds to the affine map is as small at
+# any width.
+_PLACED_SPREAD = 0.25
+
+
+class ModularNetwork(GradientNetwork[Parts]):
+    r"""f(x) = sum_m W_m^T r_m(z_m) + b + A x with z_m = t_m (W_m x + b_m), t_m > 0, and r_m the gradient of something.
+
+    Abstract: a subclass makes r_m out of the activation s_m = grad psi_m, whose parameters each module has for itself.
+    ``sizes`` holds ``hidden_features`` and ``num_modules``, h and M. All modules are evaluated as one stacked product:
+    u = W x has M h units.
+    """
+
+    def __init__(
+        self, features: int, *, sizes: dict[str, int], activation: ActivationSpec, monotone: bool, linear: LinearSpec
+    ) -> None:
+        super().__init__(features, sizes=sizes, activation=activation, monotone=monotone, linear=linear)
+        self.hidden_features = sizes["hidden_features"]
+        self.num_modules = sizes["num_modules"]
+        shape = (self.num_modules, self.hidden_features)
+        units = make_activation(activation, shape, monotone=monotone)
+        self.units = cast("ElementwiseActivation | GroupActivation", units)
+        bound = features**-0.5
+        self.projection = nn.Parameter(units_last(torch.empty(*shape, features).uniform_(-bound, bound)))
+        self.hidden_bias = nn.Parameter(torch.empty(shape).uniform_(-bound, bound))
+        self.sharpness_raw = nn.Parameter(torch.full((self.num_modules,), inverse_softplus(2.0)))
+
+    @property
+    def weight(self) -> Tensor:
+        """W, (M, h, d): a view of ``projection``."""
+        return self.projection.movedim(0, -1)
+
+    def _parts(self, x: Tensor | None = None) -> Parts:
+        return Parts(self.projection.flatten(1).mT, self.bias, self.linear)
+
+    def _sharpness(self) -> Tensor:
+        """t, (M)."""
+        return softplus(self.sharpness_raw)
+
+    def _arguments(self, u: Tensor) -> Tensor:
+        """z of all modules, from (*, M h) to (*, M, h)."""
+        shifted = u.unflatten(-1, self.hidden_bias.shape) + self.hidden_bias
+        return self._sharpness().unsqueeze(-1) * shifted
+
+    def _hidden(self, x: Tensor) -> Tensor:
+        """z at x, (*, M, h)."""
+        return self._arguments(x @ self._parts().weight.mT)
+
+    def _module_potentials(self, z: Tensor) -> Tensor:
+        """psi_m(z_m), (*, M): of the group, or the sum over its units."""
+        psi = self.units.potential(z)
+        return psi if isinstance(self.units, GroupActivation) else psi.sum(dim=-1)
+
+    def _module_gram_terms(self, derivative: Tensor | GroupDerivative, gain: Tensor) -> tuple[GramTerm, ...]:
+        """The operator sum_m g_m W_m^T D_m W_m with D_m the derivative of s_m at z_m, for g of shape (M) or (*, M)."""
+        weight = self.weight.flatten(0, 1)  # (M h, d)
+        gain = gain.unsqueeze(-1)
+        if not isinstance(derivative, GroupDerivative):
+            return (GramTerm(weight, (gain * derivative).flatten(-2)),)
+        factor = torch.einsum("...mrh,mhd->...mrd", derivative.factors, self.weight).flatten(-3, -2)
+        return (
+            GramTerm(weight, (gain * derivative.diagonal).flatten(-2)),
+            GramTerm(factor, (gain * derivative.weights).flatten(-2)),
+        )
+
+    def _slope_grams(self, gains: Interval) -> tuple[Tensor, Tensor]:
+        """Bounds of sum_m g_m W_m^T (Jacobian of s_m) W_m for every z and every g in the intervals, (M, 1)."""
+        low, high = interval_product(gains, self.units.slope_interval())
+        if isinstance(self.units, GroupActivation) and self.units.covariance:
+            spread = _covariance_bound(self.weight)
+            return (low.unsqueeze(-1) * spread).sum(dim=0), (high.unsqueeze(-1) * spread).sum(dim=0)
+        return self._weighted_grams((low, high))
+
+    def _weighted_grams(self, bounds: Interval) -> tuple[Tensor, Tensor]:
+        """sum_m W_m^T diag(c_m) W_m for c at both ends; c has one number per unit, or per group for all its units."""
+        shape = self.weight.shape[:2]
+        lower, upper = (torch.einsum("mhi,mh,mhj->ij", self.weight, c.expand(shape), self.weight) for c in bounds)
+        return lower, upper
+
+    def unit_groups(self) -> int:
+        """The modules."""
+        return self.num_modules
+
+    @torch.no_grad()
+    def spread_units(self, x: Tensor) -> None:
+        """The common sharpness t gives t W x a standard deviation of 1.35 over the points (n, d)."""
+        u = x @ self._parts().weight.mT
+        deviation = float(u.std(dim=0).square().mean().sqrt())
+        if deviation > 0:
+            self.sharpness_raw.fill_(inverse_softplus(_SPREAD / deviation))
+
+    @torch.no_grad()
+    def place_units(self, weight: Tensor, x: Tensor, *, largest_spread: float | None = None) -> None:
+        """Weights W (M h, d) around the mean of the points x, one sharpness t, a mean slope of one in each module."""
+        deviation = (x @ weight.mT).std(dim=0)  # (M h)
+        if largest_spread is None:
+            spread = _PLACED_SPREAD * (len(weight) / self.features) ** 0.25
+            sharpness = spread / float(deviation.square().mean().sqrt())
+        else:
+            sharpness = largest_spread / float(deviation.max())
+        self.set_inner(weight, -weight @ x.mean(dim=0), sharpness)
+        slopes = self.units.derivative(self._hidden(x))
+        diagonal = slopes if isinstance(slopes, Tensor) else slopes.diagonal  # (n, M, h)
+        self._set_gain(1 / (sharpness * diagonal.mean(dim=(0, 2))))
+
+    @torch.no_grad()
+    def set_inner(self, weight: Tensor, offset: Tensor, sharpness: float) -> None:
+        """Let W be ``weight`` (M h, d), b be ``offset`` (M h), and t be ``sharpness`` in all modules."""
+        shape = self.hidden_bias.shape  # (M, h)
+        self.weight.copy_(weight.unflatten(0, shape))
+        self.hidden_bias.copy_(offset.unflatten(0, shape))
+        self.sharpness_raw.fill_(inverse_softplus(sharpness))
+
+    @abstractmethod
+    def _set_gain(self, gain: Tensor) -> None:
+        """Let r_m be about gain_m s_m, for gains (M) > 0."""
 
 
 @savable
@@ -68,38 +198,102 @@ class GradNetM(ModularNetwork):
         self.scale_raw = nn.Parameter(ones if monotone else difference_scales(num_modules))
 
     def _scale(self) -> Tensor:
+        """a, (M)."""
         return constrained(self.scale_raw, nonnegative=self.monotone)
+
+    def _responses(self, u: Tensor, parts: Parts) -> Tensor:
+        weighted = self._scale().unsqueeze(-1) * self.units(self._arguments(u))  # (*, M, h)
+        return weighted.flatten(-2)
+
+    def _units_potential(self, u: Tensor, parts: Parts) -> Tensor:
+        psi = self._module_potentials(self._arguments(u))  # (*, M)
+        return (self._scale() / self._sharpness() * psi).sum(dim=-1)
+
+    def _gram_terms(self, u: Tensor, parts: Parts) -> tuple[GramTerm, ...]:
+        derivative = self.units.derivative(self._arguments(u))
+        return self._module_gram_terms(derivative, self._scale() * self._sharpness())
+
+    def _responses_and_gram_terms(self, u: Tensor, parts: Parts) -> tuple[Tensor, tuple[GramTerm, ...]]:
+        value, derivative = self.units.value_and_derivative(self._arguments(u))
+        scale = self._scale()
+        responses = (scale.unsqueeze(-1) * value).flatten(-2)
+        return responses, self._module_gram_terms(derivative, scale * self._sharpness())
+
+    def _units_envelope(self, parts: Parts) -> tuple[Tensor, Tensor]:
+        gain = (self._scale() * self._sharpness()).unsqueeze(-1)
+        return self._slope_grams((gain, gain))
 
     def hidden(self, x: Tensor) -> Tensor:
         """s_m(t_m (W_m x + b_m)), the hidden units before their modules' coefficients a_m, (*, M, h)."""
         return self.units(self._hidden(x))
 
+    def unit_terms(self) -> list[OuterTerm]:
+        """a, (M): each of the h units of its module."""
+        term = FactoredTerm.of(
+            self.scale_raw,
+            lambda x: self.hidden(x).flatten(-2),
+            self._parts().weight,
+            positive=self.monotone,
+            width=self.hidden_features,
+        )
+        return [term]
+
+    @torch.no_grad()
+    def start_as_published(self) -> None:
+        """Raw a and t from U(-1/2, 1/2) and a constant from U(-1, 1) / sqrt(d).
+
+        That a and t have the range of the scales of GradNetC is our assumption.
+        """
+        self.scale_raw.uniform_(-0.5, 0.5)
+        self.sharpness_raw.uniform_(-0.5, 0.5)
+        self._draw_constant()
+
+    def _set_gain(self, gain: Tensor) -> None:
+        self.scale_raw.copy_(inverse_softplus(gain) if self.monotone else gain)
+
+    def unit_form(self) -> UnitForm | None:
+        """The activation, if it has no parameters and is known; a subclass says for itself whether it still is that."""
+        if type(self) is not GradNetM or self.units.state_dict():
+            return None
+        if isinstance(self.units, ElementwiseActivation):
+            return ElementwiseForm(self.units)
+        return SoftmaxForm(self.num_modules) if type(self.units) is Softmax else None
+
     def affine_parts(self) -> AffineParts:
-        """All but the hidden units, phi = the activation."""
-        sharpness, scale = self._sharpness().unsqueeze(-1), self._scale().unsqueeze(-1)
-        outer = (scale.unsqueeze(-3) * self.projection).flatten(-2)
+        """All but the activation."""
+        sharpness = self._sharpness().unsqueeze(-1)  # (M, 1)
+        scale = self._scale().unsqueeze(-1)
+        outer = (scale.unsqueeze(-3) * self.projection).flatten(-2)  # (d, M h)
         inner = (sharpness.unsqueeze(-3) * self.projection).flatten(-2).mT
         shift = (sharpness * self.hidden_bias).flatten(-2)
         return AffineParts(inner, shift, outer, self.bias, self._linear_matrix())
 
-    def _responses(self, z: Tensor) -> Tensor:
-        return self._scale().unsqueeze(-1) * self.units(z)
+    def unit_parameters(self) -> tuple[Tensor, ...]:
+        """None: the activations known have no parameters."""
+        return ()
 
-    def _core_potential(self, x: Tensor) -> Tensor:
-        psi = self._module_potentials(self._hidden(x))
-        return (self._scale() / self._sharpness() * psi).sum(dim=-1)
 
-    def _core_jacobian(self, x: Tensor) -> StructuredOperator:
-        return self._operator(self.units.derivative(self._hidden(x)))
+def difference_scales(num_modules: int) -> Tensor:
+    """Alternating signs, so that a free net starts as a difference of convex functions (our choice).
 
-    def _core_value_and_jacobian(self, x: Tensor) -> tuple[Tensor, StructuredOperator]:
-        value, derivative = self.units.value_and_derivative(self._hidden(x))
-        return self._combine(self._scale().unsqueeze(-1) * value), self._operator(derivative)
+    >>> difference_scales(3).tolist()
+    [1.0, -1.0, 1.0]
+    """
+    return torch.tensor([1.0, -1.0] * num_modules)[:num_modules]
 
-    def _operator(self, derivative: Tensor | GroupDerivative) -> StructuredOperator:
-        terms = self._gram_terms(derivative, self._scale() * self._sharpness())
-        return StructuredOperator(self.features, terms, positive_semidefinite=self.monotone)
 
-    def _core_envelope(self) -> tuple[Tensor, Tensor]:
-        gain = (self._scale() * self._sharpness()).unsqueeze(-1)
-        return self._slope_grams((gain, gain))
+def _covariance_bound(weight: Tensor) -> Tensor:
+    """Per module a matrix above twice the covariance of the rows w_i under any probabilities, (M, d, d).
+
+    Two hold: the Gram matrix of the centred rows, since diag(p) - p p^T <= 1/2, and diam^2 / 2, since the variance of
+    numbers in an interval is at most a quarter of its squared length. The one of smaller norm is taken.
+    """
+    dtype = weight.dtype
+    weight = weight.to(torch.promote_types(dtype, torch.float32))  # distances and norms have no half precision
+    centred = weight - weight.mean(dim=1, keepdim=True)
+    gram = centred.mT @ centred
+    distances = torch.cdist(weight, weight, compute_mode="donot_use_mm_for_euclid_dist")
+    radius = distances.amax(dim=(1, 2)).square() / 2
+    ball = radius[:, None, None] * torch.eye(weight.shape[-1], dtype=weight.dtype, device=weight.device)
+    norm = torch.linalg.matrix_norm(centred, ord=2).square()
+    return torch.where((norm < radius)[:, None, None], gram, ball).to(dtype)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from nablanets.errors import InvalidInputError, ShapeError, check_positive_int
 from nablanets.maps.base import GradientMap
+from nablanets.maps.protocols import FactoredTerm, OuterTerm
 from nablanets.operators import GramTerm, StructuredOperator, SymmetricOperator
 from nablanets.parameters import constrained, inverse_softplus
 from nablanets.serialization import savable
@@ -142,6 +143,40 @@ class Quadratic(GradientMap):
             return diagonal
         weighted = self.factor if self.weights is None else self.weights.unsqueeze(-1) * self.factor
         return diagonal + self.factor.mT @ weighted
+
+    def outer_terms(self) -> list[OuterTerm]:
+        """m, c where it is free, and b."""
+        identity = torch.eye(self.features).to(self.diagonal_raw)
+        terms: list[OuterTerm] = [FactoredTerm.of(self.diagonal_raw, lambda x: x, identity, positive=self.monotone)]
+        factor = self.factor
+        if factor is not None and self.weights is not None:
+            terms.append(FactoredTerm.of(self.weights, lambda x: x @ factor.mT, factor))
+        if self.bias is not None:
+            terms.append(FactoredTerm.of(self.bias, torch.ones_like, identity))
+        return terms
+
+    def outer_rest(self, x: Tensor) -> Tensor:
+        """V^T V x of a monotone map, whose c is one."""
+        if self.factor is None or self.weights is not None:
+            return torch.zeros_like(x)
+        return x @ self.factor.mT @ self.factor
+
+    def has_linear_term(self) -> bool:
+        return True
+
+    @torch.no_grad()
+    def set_linear_term(self, matrix: Tensor) -> None:
+        """Let A be a symmetric matrix (d, d), as :meth:`from_matrix` does; b stays."""
+        other = Quadratic.from_matrix(matrix, rank=self.rank, monotone=self.monotone).to(self.diagonal_raw)
+        state = {name: value for name, value in other.state_dict().items() if name != "bias"}
+        self.load_state_dict(state, strict=False)
+
+    @torch.no_grad()
+    def add_constant(self, vector: Tensor) -> None:
+        """b <- b + vector."""
+        if self.bias is None:
+            raise InvalidInputError("Quadratic.add_constant: there is no constant. Build it with bias=True.")
+        self.bias.add_(vector)
 
     def _jacobian(self, x: Tensor) -> SymmetricOperator:
         terms: tuple[GramTerm, ...] = ()

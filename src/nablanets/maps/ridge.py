@@ -9,10 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from nablanets.activations import ActivationSpec, ElementwiseActivation, make_activation
+from nablanets.activations.base import TwoWeights
 from nablanets.errors import IllegalActivationError
 from nablanets.intervals import interval_product
 from nablanets.parameters import constrained, inverse_softplus
 from nablanets.quadrature import gauss_legendre
+
+# Standard deviation of beta (u + b), summed over the layers, of units that are placed: a weighted tanh is linear there.
+_PLACED_SPREAD = 1.5
 
 
 class RidgeCascade(nn.Module):
@@ -72,11 +76,13 @@ class RidgeCascade(nn.Module):
     def value_and_derivative(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """phi(u) and phi'(u) by the recursion dz_l = beta_l + alpha_{l-1} s'(z_{l-1}) dz_{l-1}, in O(L h)."""
         alpha, beta = self._scales()
-        value, slope = torch.zeros_like(u), torch.zeros_like(u)
+        value = torch.zeros_like(u)
+        slope = torch.zeros_like(u)
         for layer, s in enumerate(cast(Iterable[ElementwiseActivation], self.activations)):
             z = torch.addcmul(value, beta[layer], u + self.bias[layer])
-            value, derivative = s.value_and_derivative(z)
-            value, slope = alpha[layer] * value, alpha[layer] * derivative * (beta[layer] + slope)
+            activated, derivative = s.value_and_derivative(z)
+            value = alpha[layer] * activated
+            slope = alpha[layer] * derivative * (beta[layer] + slope)
         return value, slope
 
     def derivative_interval(self) -> tuple[Tensor, Tensor]:
@@ -87,6 +93,43 @@ class RidgeCascade(nn.Module):
             slopes = interval_product((alpha[layer], alpha[layer]), s.slope_interval())
             low, high = interval_product((beta[layer] + low, beta[layer] + high), slopes)
         return low, high
+
+    def outer_raw(self) -> Tensor:
+        """The parameters behind alpha_{L-1}, (h), which phi is linear in."""
+        return self.alpha_raw[-1]
+
+    @torch.no_grad()
+    def draw_published_scales(self) -> None:
+        """Raw alpha and beta from U(-1/2, 1/2), the authors' range."""
+        self.alpha_raw.uniform_(-0.5, 0.5)
+        self.beta_raw.uniform_(-0.5, 0.5)
+
+    @torch.no_grad()
+    def spread(self, u: Tensor) -> None:
+        """Let each unit's offset in each layer make u + b zero at a random one of the points u, (n, h)."""
+        rows = torch.randint(len(u), self.bias.shape, device=u.device)  # (L, h)
+        self.bias.copy_(-u.gather(0, rows))
+
+    @torch.no_grad()
+    def place(self, u: Tensor, gain: Tensor | None = None) -> None:
+        """Bends where the points u (n, h) are, equal weights in the activations, and a mean slope of one over them.
+
+        With weighted tanh the units are then linear, since tanh and its weighted rest cancel. ``gain`` (n, h) or (h)
+        multiplies phi outside.
+        """
+        raw = inverse_softplus if self.monotone else torch.as_tensor
+        for units in self.activations:
+            for part in units.modules():
+                if isinstance(part, TwoWeights):
+                    part.b_raw.copy_(part.a_raw)
+        self.spread(u)
+        deviation = u.std(dim=0).clamp(min=1e-12)  # (h)
+        beta = _PLACED_SPREAD / self.num_layers / deviation
+        self.beta_raw.copy_(raw(beta.expand_as(self.beta_raw)))
+        self.alpha_raw.copy_(raw(torch.ones_like(self.alpha_raw)))
+        slope = self.derivative(u)
+        mean_slope = (slope if gain is None else gain * slope).mean(dim=0)
+        self.alpha_raw[-1] = raw(1 / mean_slope)
 
     def antiderivative(self, u: Tensor, start: Tensor | None = None) -> Tensor:
         """The integral of phi from ``start`` (0 if None) to u: exact if s is piecewise linear, else by quadrature."""

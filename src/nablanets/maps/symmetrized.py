@@ -10,14 +10,16 @@ import torch
 from torch import Tensor
 
 from nablanets.errors import ShapeError
+from nablanets.maps.around import AroundOne
 from nablanets.maps.base import GradientMap
 from nablanets.maps.groups import check_group
+from nablanets.maps.protocols import OuterTerm
 from nablanets.operators import CongruenceOperator, GramTerm, StructuredOperator, SumOperator, SymmetricOperator
 from nablanets.serialization import savable
 
 
 @savable
-class Symmetrized(GradientMap):
+class Symmetrized(AroundOne, GradientMap):
     r"""f(x) = (1/|G|) sum_R R^T g(R x) over a finite group G of orthogonal matrices R.
 
     f is equivariant, f(R x) = R f(x), and the gradient of the invariant potential (1/|G|) sum_R G(R x); it is monotone
@@ -64,6 +66,26 @@ class Symmetrized(GradientMap):
         if self.matrices.ndim == 2:
             return torch.einsum("nd,...d->n...d", self.matrices, x)
         return torch.einsum("nij,...j->n...i", self.matrices, x)
+
+    def _seen(self, x: Tensor) -> Tensor:
+        return self.orbit(x)
+
+    def _back(self, x: Tensor, columns: Tensor) -> Tensor:
+        group = torch.diag_embed(self.matrices) if self.matrices.ndim == 2 else self.matrices
+        return torch.einsum("nij,n...ip->...jp", group, columns) / len(group)
+
+    def _passed_on(self, term: OuterTerm) -> OuterTerm:
+        """One R after the other, so that the columns of one at a time are held."""
+        group = torch.diag_embed(self.matrices) if self.matrices.ndim == 2 else self.matrices
+
+        def columns(x: Tensor) -> Tensor:
+            orbit = self.orbit(x)  # (n, *, d)
+            total = group[0].mT @ term.columns(orbit[0])  # (*, d, p)
+            for matrix, points in zip(group[1:], orbit[1:], strict=True):
+                total = total + matrix.mT @ term.columns(points)
+            return total / len(group)
+
+        return OuterTerm(term.values, term.write, columns, positive=term.positive)
 
     def _forward(self, x: Tensor) -> Tensor:
         return _mean_back(self.matrices, self.inner(self.orbit(x)))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from nablanets.intervals import Interval
-from nablanets.maps.modules import difference_scales
+from nablanets.maps.modular import difference_scales
 from nablanets.parameters import constrained, inverse_softplus, softplus
 
 #: Arguments at which the sigmoids start to be spread, and their steepness there.
@@ -43,6 +43,16 @@ class Transformation(nn.Module):
         """rho(v)."""
         level, steps, steepness = self._coefficients()
         return level * v + (steps / steepness * softplus(v.unsqueeze(-1) * steepness + self.offset)).sum(dim=-1)
+
+    def sigmoids(self, v: Tensor) -> Tensor:
+        """sigma(q_k v + c_k), (*, M, K), which the steps a_k multiply in rho'."""
+        return torch.sigmoid(v.unsqueeze(-1) * softplus(self.steepness_raw) + self.offset)
+
+    @torch.no_grad()
+    def set_coefficients(self, level: Tensor, steps: Tensor) -> None:
+        """Let a_0 be ``level`` (M) and a_k be ``steps`` (M, K), positive where the function is monotone."""
+        self.level_raw.copy_(inverse_softplus(level) if self.monotone else level)
+        self.step_raw.copy_(inverse_softplus(steps) if self.monotone else steps)
 
     def derivatives(self, v: Tensor) -> tuple[Tensor, Tensor]:
         """rho'(v) and rho''(v)."""

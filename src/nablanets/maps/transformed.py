@@ -6,12 +6,17 @@ import torch
 from torch import Tensor
 
 from nablanets.activations import ActivationSpec, GroupActivation
-from nablanets.intervals import interval_product
-from nablanets.maps.modules import ModularNetwork
+from nablanets.intervals import Interval, interval_product
+from nablanets.maps.modular import ModularNetwork
+from nablanets.maps.network import Parts
+from nablanets.maps.protocols import FactoredTerm, OuterTerm
 from nablanets.maps.quadratic import LinearSpec
 from nablanets.maps.transformation import Transformation
-from nablanets.operators import GramTerm, StructuredOperator
+from nablanets.operators import GramTerm
 from nablanets.serialization import savable
+
+# Steps of rho' beside its level where units are placed to be affine.
+_PLACED_STEPS = 0.01
 
 
 @savable
@@ -72,43 +77,80 @@ class GradNetTransformed(ModularNetwork):
         self.transformation = Transformation(num_modules, num_sigmoids, monotone=monotone)
         self._norm = 1 if isinstance(self.units, GroupActivation) else hidden_features
 
-    def _arguments(self, z: Tensor) -> Tensor:
+    def _potentials(self, z: Tensor) -> Tensor:
         """v_m, (*, M)."""
         start = self._module_potentials(torch.zeros_like(self.hidden_bias))
         return (self._module_potentials(z) - start) / self._norm
 
-    def _responses(self, z: Tensor) -> Tensor:
-        return self.transformation.derivative(self._arguments(z)).unsqueeze(-1) * self.units(z)
+    def _responses(self, u: Tensor, parts: Parts) -> Tensor:
+        z = self._arguments(u)  # (*, M, h)
+        slope = self.transformation.derivative(self._potentials(z))  # (*, M)
+        return (slope.unsqueeze(-1) * self.units(z)).flatten(-2)
 
-    def _core_potential(self, x: Tensor) -> Tensor:
-        rho = self.transformation(self._arguments(self._hidden(x)))
+    def _units_potential(self, u: Tensor, parts: Parts) -> Tensor:
+        rho = self.transformation(self._potentials(self._arguments(u)))
         return (self._norm / self._sharpness() * rho).sum(dim=-1)
 
-    def _core_jacobian(self, x: Tensor) -> StructuredOperator:
-        return self._core_value_and_jacobian(x)[1]
+    def _gram_terms(self, u: Tensor, parts: Parts) -> tuple[GramTerm, ...]:
+        return self._responses_and_gram_terms(u, parts)[1]
 
-    def _core_value_and_jacobian(self, x: Tensor) -> tuple[Tensor, StructuredOperator]:
-        z, sharpness = self._hidden(x), self._sharpness()
-        first, second = self.transformation.derivatives(self._arguments(z))
+    def _responses_and_gram_terms(self, u: Tensor, parts: Parts) -> tuple[Tensor, tuple[GramTerm, ...]]:
+        z = self._arguments(u)
+        sharpness = self._sharpness()
+        first, second = self.transformation.derivatives(self._potentials(z))  # (*, M)
         value, derivative = self.units.value_and_derivative(z)
         gradients = torch.einsum("...mh,mhd->...md", value, self.weight)
         coupling = GramTerm(gradients, sharpness / self._norm * second)
-        terms = (*self._gram_terms(derivative, sharpness * first), coupling)
-        operator = StructuredOperator(self.features, terms, positive_semidefinite=self.monotone)
-        return torch.einsum("...m,...md->...d", first, gradients), operator
+        responses = (first.unsqueeze(-1) * value).flatten(-2)
+        return responses, (*self._module_gram_terms(derivative, sharpness * first), coupling)
 
-    def _core_envelope(self) -> tuple[Tensor, Tensor]:
+    def unit_terms(self) -> list[OuterTerm]:
+        """a_0, (M), and a_k, (M K): the coefficients of rho_m'."""
+        rows = self._parts().weight  # (M h, d)
+        width = self.hidden_features
+        level = FactoredTerm.of(
+            self.transformation.level_raw,
+            lambda x: self.units(self._hidden(x)).flatten(-2),
+            rows,
+            positive=self.monotone,
+            width=width,
+        )
+        count = self.transformation.step_raw.shape[1]  # K
+        repeated = self.weight.unsqueeze(1).expand(-1, count, -1, -1)  # (M, K, h, d)
+        steps = FactoredTerm.of(
+            self.transformation.step_raw, self._stepped, repeated.flatten(0, 2), positive=self.monotone, width=width
+        )
+        return [level, steps]
+
+    def _stepped(self, x: Tensor) -> Tensor:
+        """sigma(q_k v_m + c_k) s_m, from (*, d) to (*, M K h)."""
+        z = self._hidden(x)
+        sigmoids = self.transformation.sigmoids(self._potentials(z))  # (*, M, K)
+        return (sigmoids.unsqueeze(-1) * self.units(z).unsqueeze(-2)).flatten(-3)
+
+    def _set_gain(self, gain: Tensor) -> None:
+        """rho' nearly constant: the steps are small beside the level, so that they can learn."""
+        level = gain
+        steps = (_PLACED_STEPS * gain).unsqueeze(-1).expand_as(self.transformation.step_raw)
+        self.transformation.set_coefficients(level, steps)
+
+    def _units_envelope(self, parts: Parts) -> tuple[Tensor, Tensor]:
         """Bounds from the slopes, and W^T diag(c) W for the coupling, with c from the bounds S of |s|.
 
         For elementwise s, s s^T <= (sum_j S_j) diag(S) by Cauchy and Schwarz; for a group, s s^T <= S^2 I.
         """
         sharpness = self._sharpness()
-        first, second = (
-            ((sharpness * low).unsqueeze(-1), (sharpness * high).unsqueeze(-1))
-            for low, high in self.transformation.derivative_intervals()
-        )
+        first_bounds, second_bounds = self.transformation.derivative_intervals()  # each a pair of (M)
+        first = _times(sharpness, first_bounds)
+        second = _times(sharpness, second_bounds)
         bound = self.units.value_bound().to(sharpness)
         square = bound * (bound.mean(dim=-1, keepdim=True) if bound.ndim else bound)
         own = self._slope_grams(first)
         coupling = self._weighted_grams(interval_product(second, (torch.zeros_like(square), square)))
         return own[0] + coupling[0], own[1] + coupling[1]
+
+
+def _times(factor: Tensor, bounds: Interval) -> Interval:
+    """Bounds (M) times factors (M) > 0, as (M, 1)."""
+    low, high = bounds
+    return (factor * low).unsqueeze(-1), (factor * high).unsqueeze(-1)

@@ -25,15 +25,19 @@ def standardised(net: GradientMap, x: Tensor, g: Tensor, *, isotropic: bool = Fa
     >>> standardised(GradNetC(2, 8), x, 5 * x)(x).shape
     torch.Size([50, 2])
     """
-    std = x.std(dim=0, correction=0)
+    deviation = x.std(dim=0, correction=0)  # (d)
     if isotropic:
-        std = std.square().mean().sqrt().expand_as(std)
-    std = torch.where(std > 0, std, torch.ones_like(std))
-    mean = g.mean(dim=0)
-    size = float(((g - mean) * std).square().mean().sqrt())
+        deviation = deviation.square().mean().sqrt().expand_as(deviation)
+    deviation = torch.where(deviation > 0, deviation, torch.ones_like(deviation))
+    mean = g.mean(dim=0)  # (d)
+    size = float(((g - mean) * deviation).square().mean().sqrt())
+    if size == 0:
+        size = 1.0
     reference = next(net.parameters(), x)
-    inner = net.pullback((1 / std).to(reference), (-x.mean(dim=0) / std).to(reference))
-    return Sum([Scale(inner, size if size > 0 else 1.0), Constant(mean.to(reference))])
+    scale = (1 / deviation).to(reference)
+    offset = (-x.mean(dim=0) / deviation).to(reference)
+    inner = net.pullback(scale, offset)
+    return Sum([Scale(inner, size), Constant(mean.to(reference))])
 
 
 def standardised_inside(net: GradientMap, coordinates: Coordinates, x: Tensor, g: Tensor) -> GradientMap:
@@ -54,15 +58,19 @@ def standardised_inside(net: GradientMap, coordinates: Coordinates, x: Tensor, g
     >>> CoordinatePullback(standardised_inside(GradNetC(3, 8), phi, x, -x), phi)(x).shape
     torch.Size([50, 9])
     """
-    scale, offset, size = (part.to(next(net.parameters(), x)) for part in coordinate_scales(coordinates, x, g))
-    return Scale(Pullback(net, scale, offset), float(size))
+    reference = next(net.parameters(), x)
+    scale, offset, size = coordinate_scales(coordinates, x, g)
+    inner = Pullback(net, scale.to(reference), offset.to(reference))
+    return Scale(inner, float(size))
 
 
 def coordinate_scales(coordinates: Coordinates, x: Tensor, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """A (m,), b (m,) and c of :func:`standardised_inside`."""
-    value, pull = coordinates.linearise(x)
-    std = value.std(dim=0, correction=0)
-    std = torch.where(std > 0, std, torch.ones_like(std))
-    unit = torch.randn(value.shape, generator=torch.Generator().manual_seed(0)).to(value)
-    size = (g.square().mean() / pull(unit / std).square().mean()).sqrt()
-    return 1 / std, -value.mean(dim=0) / std, size
+    value, pull = coordinates.linearise(x)  # (n, m)
+    deviation = value.std(dim=0, correction=0)
+    deviation = torch.where(deviation > 0, deviation, torch.ones_like(deviation))
+    random = torch.Generator().manual_seed(0)
+    unit = torch.randn(value.shape, generator=random).to(value)
+    pulled = pull(unit / deviation)  # (n, d)
+    size = (g.square().mean() / pulled.square().mean()).sqrt()
+    return 1 / deviation, -value.mean(dim=0) / deviation, size

@@ -195,10 +195,8 @@ def _by_ridge(method: Method, task: Task) -> Trained:
     for scale in _SCALES:
         torch.manual_seed(task.seed)
         net = method.build(config, task.frames)
-        core = next(module for module in net.modules() if isinstance(module, GradNetC))
-        with torch.no_grad():
-            core.projection.normal_(std=scale)
-            core.ridge.bias[0].normal_()
+        core = next(module for module in net.modules() if hasattr(module, "draw_features"))
+        cast(GradNetC, core).draw_features(scale)
         tried.append(_solve(net, task))
     best = min(tried, key=lambda solved: solved.error)
     return Trained(best.net, best.seconds, [], None)

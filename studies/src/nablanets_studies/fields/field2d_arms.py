@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, cast
 
-import torch
 from torch import Tensor, nn
 
 from nablanets.fitting import FitResult, FitSettings, fit_best_start
@@ -178,7 +177,7 @@ def _from_data(net: nn.Module, x: Tensor) -> None:
 
 
 def _as_published(net: nn.Module, x: Tensor) -> None:
-    authors_start(cast(GradNetC | GradNetM, net))
+    cast(GradNetC | GradNetM, net).start_as_published()
 
 
 def _affine(samples: Samples) -> AffineField:
@@ -210,15 +209,3 @@ ARMS: dict[str, Arm] = {
         TrainedArm("convex-ridge", _widest(convex_ridge), _best_rate, _from_data),
     )
 }
-
-
-@torch.no_grad()
-def authors_start(net: GradNetC | GradNetM) -> None:
-    """Free scales from U(-1/2, 1/2), weights and offsets from U(-1/sqrt d, 1/sqrt d), as in the authors' code.
-
-    That the scales of M have the range of those of C is our assumption.
-    """
-    raw = (net.ridge.alpha_raw, net.ridge.beta_raw) if isinstance(net, GradNetC) else (net.scale_raw, net.sharpness_raw)
-    for scale in raw:
-        scale.uniform_(-0.5, 0.5)
-    net.bias.uniform_(-(net.features**-0.5), net.features**-0.5)

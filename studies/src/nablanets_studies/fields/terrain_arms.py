@@ -58,9 +58,7 @@ def ridge_network(directions: int, knots: int) -> GradNetM:
     net = GradNetM(2, directions, 1, activation=("spline", {"knots": knots, "radius": 1.0}), linear=False)
     angle = (torch.arange(directions) + 0.5) * (math.pi / directions)
     with torch.no_grad():
-        net.weight.copy_(torch.stack([angle.cos(), angle.sin()], dim=-1))
-        net.hidden_bias.zero_()
-        net.sharpness_raw.fill_(math.log(math.expm1(1.0)))
+        net.set_inner(torch.stack([angle.cos(), angle.sin()], dim=-1), torch.zeros(directions), sharpness=1.0)
         for parameter in net.parameters():
             parameter.requires_grad_(False)
         for parameter in net.units.parameters():

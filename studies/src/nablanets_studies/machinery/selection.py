@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from nablanets.fitting import FitResult, FitSettings, fit
 from nablanets.fitting.batches import Samples
-from nablanets.maps import GradNetC, GradNetM
-from nablanets.parameters import inverse_softplus
+from nablanets.maps.protocols import Composition, HasUnits, supports
 from nablanets.starts import initialise_from_data
 
 
@@ -55,16 +54,21 @@ def fit_best_rate(
 def start_from_data(net: nn.Module, x: Tensor, g: Tensor) -> None:
     """Put the bends of a fresh gradient network where the data are, and make f vary as much as the data g.
 
-    The second is by its outer coefficients; both are our choice. Other networks are left alone.
+    The second is by its outer coefficients; both are our choice. It is for networks with one kind of coefficients, as
+    they come: others (transformed networks, baselines) and maps around networks are left alone, which is how the
+    recorded results were made.
 
+    >>> from nablanets import GradNetM
     >>> net, x = GradNetM(2, 5, linear=False, monotone=True), torch.rand(200, 2)
     >>> start_from_data(net, x, 3 * x)
     >>> round(float(net(x).detach().std(dim=0).norm() / (3 * x).std(dim=0).norm()), 4)
     1.0
     """
-    if not isinstance(net, GradNetC | GradNetM):
+    if isinstance(net, Composition) or not supports(net, HasUnits):
+        return
+    terms = cast(HasUnits, net).unit_terms()
+    if len(terms) != 1:
         return
     initialise_from_data(net, x)
     factor = float(g.std(dim=0).norm() / net(x).std(dim=0).norm())
-    raw = net.scale_raw if isinstance(net, GradNetM) else net.ridge.alpha_raw[-1]
-    raw.copy_(inverse_softplus(factor * nn.functional.softplus(raw)) if net.monotone else factor * raw)
+    terms[0].write(factor * terms[0].values)
