@@ -106,6 +106,13 @@ def test_what_cannot_be_rebuilt_is_not_saved(tmp_path):
         GradNetC(2, 4).save(path / "below-a-file.safetensors")
 
 
+def test_standard_output_is_written_to_and_not_replaced(tmp_path):
+    code = "from nablanets import GradNetC; GradNetC(2, 4).save('/dev/stdout')"
+    piped = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+    (tmp_path / "piped.safetensors").write_bytes(piped.stdout)
+    assert load(tmp_path / "piped.safetensors").features == 2
+
+
 def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path):
     path = tmp_path / "data.txt"
     path.write_text("old")
@@ -349,6 +356,27 @@ class Seeded(torch.nn.Module):
 
     def config(self):
         return {"seed": self.seed}
+
+
+@savable
+class Listing(torch.nn.Module):
+    """Memory that no limit on tensors sees."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.items = [0.0] * count
+
+    def config(self):
+        return {"count": len(self.items)}
+
+
+def test_integers_are_bounded_too(tmp_path):
+    path = tmp_path / "m.safetensors"
+    save(Listing(1000), path)
+    assert len(load(path).items) == 1000
+    described(path, {"format": "1", "architecture": {"type": "Listing", "arguments": {"count": 2**24}}}, {})
+    with pytest.raises(ModelFileError, match="more than a file of this size can hold"):
+        load(path)
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".npz", ".parquet"])

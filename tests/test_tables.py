@@ -206,6 +206,8 @@ def test_text_tables_of_all_kinds_are_read(tmp_path, text, encoding, name):
         ("x1,x2\n1.5,2,7\n3.25,-4,8\n", "3 fields, but there are 2 names"),
         ("x1,x2\n1,5,2\n3,25,-4\n", "separate columns with ';'"),
         ("x1,x2\n1.5,2\n3.25,-4,8\n", "fields"),
+        ("x1,x2\n" + "1.5,2\n" * 100 + "3.25,-4,8\n", "data row 101 has 3 fields"),
+        ("x1,x2\n1.5,2" + "," * 3000 + "\n", "fields"),
         ("x1;x2,x3\n1;2,3\n", "--separator"),
         ("x1,x2\n", "no rows"),
         ("\n \n", "empty"),

@@ -9,6 +9,10 @@ import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
+
+#: Names of files that are open already, as /dev/stdout: what has them open would not see them replaced.
+_OPEN_FILES: Final = ("/dev/", "/proc/")
 
 
 @contextlib.contextmanager
@@ -22,12 +26,12 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     Raises:
         OSError: the path is a folder, or its folder cannot be written to.
     """
-    # Path.resolve raises RuntimeError for links in a circle; here the status below raises OSError.
+    # Path.resolve raises RuntimeError for links in a circle; here the status raises OSError.
     target = Path(os.path.realpath(path))
-    before = _status(target)
+    before = _status(Path(path))
     if before is not None and stat.S_ISDIR(before.st_mode):
         raise IsADirectoryError(f"{path} is a folder")
-    is_special = before is not None and not stat.S_ISREG(before.st_mode)
+    is_special = before is not None and (not stat.S_ISREG(before.st_mode) or str(path).startswith(_OPEN_FILES))
     folder = Path(tempfile.gettempdir()) if is_special else target.parent
     folder.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=folder)
@@ -36,7 +40,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     try:
         yield temporary
         if is_special:
-            with temporary.open("rb") as source, target.open("wb") as sink:
+            with temporary.open("rb") as source, Path(path).open("wb") as sink:
                 shutil.copyfileobj(source, sink)
         else:
             _keep_status(temporary, before)

@@ -13,6 +13,7 @@ import io
 import re
 import warnings
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -61,7 +62,7 @@ def read_text(path: Path, *, separator: str | None = None) -> TableFile:
         content = _decompressed(content, path)
     text, encoding, remarks = _decoded(content, path)
     text, comment = _without_comments(text)
-    if not text.strip():
+    if not text or text.isspace():
         raise DataFileError(f"{path} cannot be read as a table: it is empty.")
     sample = _first_lines(text)
     if comment is not None and _is_header_of(comment, sample):
@@ -139,9 +140,18 @@ def _without_comments(text: str) -> tuple[str, str | None]:
     return _COMMENT.sub("", text[position:]), comment
 
 
+def _lines(text: str) -> Iterator[str]:
+    """Lines with their ends, one by one: most callers need the first few of a large file."""
+    position = 0
+    while position < len(text):
+        end = text.find("\n", position) + 1 or len(text)
+        yield text[position:end]
+        position = end
+
+
 def _first_lines(text: str) -> list[str]:
     lines: list[str] = []
-    for line in io.StringIO(text):
+    for line in _lines(text):
         if line.strip():
             lines.append(line.rstrip("\n"))
         if len(lines) > _SAMPLE_LINES:
@@ -195,7 +205,7 @@ def _fits(sample: list[str], separator: str) -> bool:
 
 def _head(text: str, separator: str, path: Path) -> _Head:
     """Names and units from the first lines."""
-    stream = io.StringIO(text)
+    stream = _lines(text)
     rows: list[tuple[list[str], int]] = []
     if separator == " ":
         for count, line in enumerate(stream, start=1):
@@ -246,12 +256,15 @@ def _rest(text: str, lines: int) -> str:
 
 def _decimal(body: str, separator: str) -> str:
     """A comma if fields are numbers with one, and none has a point; a point otherwise."""
-    if separator == ",":
+    if separator == "," or "," not in body:
         return "."
     edge = r"\s" if separator in " \t" else rf"[\s{re.escape(separator)}\"]"
-    with_comma = re.search(rf"(?:^|{edge})[+-]?\d*,\d+(?:[eE][+-]?\d+)?(?={edge}|$)", body)
+    if re.search(rf"(?:^|{edge})[+-]?\d*,\d+(?:[eE][+-]?\d+)?(?={edge}|$)", body) is None:
+        return "."
+    if "." not in body:
+        return ","
     with_point = re.search(rf"(?:^|{edge})[+-]?(?:\d+\.\d*|\.\d+)(?:[eE][+-]?\d+)?(?={edge}|$)", body)
-    return "," if with_comma is not None and with_point is None else "."
+    return "," if with_point is None else "."
 
 
 def _parse(
@@ -273,7 +286,7 @@ def _parse(
     with warnings.catch_warnings():
         warnings.simplefilter("error", pd.errors.ParserWarning)
         frame = pd.read_csv(
-            io.StringIO(body),
+            io.BytesIO(body.encode()),
             sep=r"\s+" if separator == " " else separator,
             decimal=decimal,
             header=None,
@@ -285,6 +298,7 @@ def _parse(
             skipinitialspace=True,
             low_memory=False,
             engine="c",
+            encoding="utf-8",
             **_EXACT,
         )
     for place in range(len(names), width):
