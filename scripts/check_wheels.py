@@ -103,8 +103,8 @@ def check_the_studies(environment: Environment) -> None:
     environment.works("nablanets", "run", "field2d-convex", *arms, *settings, says="Report:")
     packaged = "from nablanets_studies.images.upscale import packaged_upscaler; packaged_upscaler()"
     environment.works("python", "-c", packaged)
-    (environment.work / "photo.png").write_bytes(b"no picture")
-    environment.refuses("nablanets", "upscale", "photo.png", says="nablanets-studies[images]")
+    missing = "pip install 'nablanets-studies[images]'"
+    environment.refuses("nablanets", "run", "classification", "--seeds", "1", "--out", "digits", says=missing)
 
 
 def write_samples(path: Path) -> None:
