@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from nablanets.dynamics.reference import reference_trajectory
-from nablanets.errors import InvalidInputError
+from nablanets.extras import needed
 
 
 class Flow(Protocol):
@@ -25,13 +25,8 @@ def _dop853(flow: Flow, x0: Tensor, times: Sequence[float], *, rtol: float = 1e-
 
 def _torchdiffeq(flow: Flow, x0: Tensor, times: Sequence[float], **options: Any) -> Tensor:
     """Dormand-Prince 5 of torchdiffeq, whose values between steps are as exact; differentiable through the steps."""
-    try:
-        from torchdiffeq import odeint  # noqa: PLC0415
-    except ImportError as error:
-        raise InvalidInputError(
-            "integrate: method 'torchdiffeq' needs the package torchdiffeq. Install nablanets[torchdiffeq], or take "
-            "'dop853'."
-        ) from error
+    purpose = "trajectories by method='torchdiffeq' (dop853 does not)"
+    odeint = needed("torchdiffeq", extra="torchdiffeq", purpose=purpose).odeint
     moments = torch.tensor(times, dtype=x0.dtype, device=x0.device)
     settings = {"rtol": 1e-9, "atol": 1e-12, "method": "dopri5", **options}
     trajectory: Tensor = odeint(lambda t, x: flow(float(t), x), x0, moments, **settings)

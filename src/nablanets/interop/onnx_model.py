@@ -52,10 +52,9 @@ def _convert(module: nn.Module, x: Tensor, path: Path, owner: str) -> None:
 
 def evaluate(files: tuple[Path, ...], x: Tensor) -> tuple[Tensor, Tensor] | str:
     """f(x) and F(x) by onnxruntime, or why it cannot."""
-    try:
-        import onnxruntime  # noqa: PLC0415
-    except ImportError:
+    if importlib.util.find_spec("onnxruntime") is None:
         return "onnxruntime is not installed (pip install onnxruntime)."
+    onnxruntime = importlib.import_module("onnxruntime")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     try:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nablanets.errors import DataFileError
+from nablanets.extras import needed
 
 #: Names, in the order of all arrays.
 BODIES = ("sun", "mercury", "venus", "earth", "mars", "jupiter", "saturn", "uranus", "neptune")
@@ -101,14 +102,12 @@ def read_spk(path: str | Path, times: NDArray[np.float64]) -> Ephemeris:
     Needs ``jplephem`` (``pip install 'nablanets-studies[ephemeris]'``).
 
     Raises:
-        DataFileError: the file is missing or no SPK file, a time lies outside it, or jplephem is not installed.
+        DataFileError: the file is missing or no SPK file, or a time lies outside it.
+        MissingPackageError: jplephem is not installed.
     """
+    spk = needed("jplephem.spk", extra="ephemeris", purpose="SPK files", distribution="nablanets-studies")
     try:
-        from jplephem.spk import SPK  # noqa: PLC0415
-    except ImportError as error:
-        raise DataFileError("reading SPK files needs jplephem: pip install 'nablanets-studies[ephemeris]'.") from error
-    try:
-        kernel = SPK.open(str(path))
+        kernel = spk.SPK.open(str(path))
     except (OSError, ValueError) as error:
         raise DataFileError(f"{path} is not a readable SPK file: {error}.") from error
     with kernel:
