@@ -57,7 +57,9 @@ def test_columns_by_name(capsys, tmp_path, samples):
     np.savez(renamed, lon=table.x1, lat=table.x2, slope=table.g1, tilt=table.g2)
     names = ["--x-columns", "lon,lat", "--g-columns", "slope,tilt"]
     model = tmp_path / "m.safetensors"
-    assert call(capsys, "fit", renamed, "--out", model, "--steps", 20, "--network", "gradnet-m", *names)[0] == 0
+    assert (
+        call(capsys, "fit", renamed, "--out", model, "--steps", 20, "--network", "gradnet-m", "--force", *names)[0] == 0
+    )
     assert call(capsys, "apply", model, renamed, *names)[0] == 0
     assert "potential" in np.load(tmp_path / "named-applied.npz").files
 
@@ -93,7 +95,7 @@ def test_export(capsys, tmp_path):
         (["fit", "samples.csv", "--out", "m.safetensors", "--batch-size", "9" * 20], "--batch-size"),
         (["verify", "three.safetensors", "--points", "9" * 20], "--points"),
         (["fit", "samples.csv", "--out", "m.safetensors", "--g-columns", "g1"], "2 point columns but 1"),
-        (["fit", "samples.csv", "--out", "samples.csv/m.safetensors", "--steps", "1"], "cannot write"),
+        (["fit", "samples.csv", "--out", "samples.csv/m.safetensors", "--steps", "1", "--force"], "cannot write"),
         (["apply", "three.safetensors", "samples.csv"], "takes 3 features"),
         (["verify", "mlp.safetensors"], "no gradient map"),
         (["export", "three.safetensors", "--format", "nunpy", "--out", "f.py"], "'numpy'"),
@@ -116,7 +118,7 @@ def test_errors_teach_and_leave_nothing_behind(capsys, samples, monkeypatch, arg
 FLAGS = {
     "fit": {
         "--out", "--network", "--hidden", "--depth", "--activation", "--monotone", "--steps", "--lr", "--batch-size",
-        "--validation", "--seed", "--checkpoint", "--x-columns", "--g-columns", "--separator",
+        "--validation", "--seed", "--checkpoint", "--force", "--x-columns", "--g-columns", "--separator",
     },
     "apply": {"--out", "--x-columns", "--g-columns", "--f-columns", "--potential-column", "--separator"},
     "verify": {"--points", "--x-columns", "--separator"},

@@ -489,7 +489,7 @@ def test_the_model_remembers_names_and_units(capsys, tmp_path):
     frame(rows, names).to_csv(path, index=False)
     model = tmp_path / "m.safetensors"
     columns = ["--x-columns", "id [A],iq [A]", "--g-columns", "psi_d [Vs],psi_q [Vs]"]
-    assert call(capsys, "fit", path, "--out", model, "--steps", 2, "--hidden", 4, *columns)[0] == 0
+    assert call(capsys, "fit", path, "--out", model, "--steps", 2, "--hidden", 4, "--force", *columns)[0] == 0
     code, out, _ = call(capsys, "apply", model, path)
     assert code == 0
     assert "error against the gradients" in out
@@ -511,7 +511,7 @@ def test_units_below_the_names_live_in_the_model_too(capsys, tmp_path):
     path.write_text("id,iq,psi_d,psi_q\nA,A,Vs,Vs\n" + "".join(f"{i},{2 - i},{3 * i},{i}\n" for i in range(20)))
     model = tmp_path / "m.safetensors"
     columns = ["--x-columns", "id,iq", "--g-columns", "psi_d,psi_q"]
-    assert call(capsys, "fit", path, "--out", model, "--steps", 2, "--hidden", 4, *columns)[0] == 0
+    assert call(capsys, "fit", path, "--out", model, "--steps", 2, "--hidden", 4, "--force", *columns)[0] == 0
     known = ColumnNames.from_notes(read_notes(model), 2)
     assert known is not None
     assert known.potential_unit == "Vs A"

@@ -40,6 +40,10 @@ class ConvergenceError(NablaError, ArithmeticError):
     """An iterative solve did not reach its tolerance."""
 
 
+class FitError(NablaError):
+    """A fit came to nothing, or could not come to anything."""
+
+
 class ModelFileError(NablaError):
     """A model file cannot be read or written."""
 

@@ -8,12 +8,15 @@ from typing import Annotated, Any
 
 import torch
 import typer
+from torch import Tensor
 
 from nablanets.cli.app import console
+from nablanets.cli.assessment import affine_error, check_worth_fitting, complaint, monotone_remark
 from nablanets.cli.columns import GColumns, Separator, XColumns, check_out, gradients, points, read
-from nablanets.errors import InvalidInputError
-from nablanets.fitting import decibels
+from nablanets.errors import FitError, InvalidInputError
+from nablanets.fitting import FitResult, decibels
 from nablanets.fitting import fit as fit_network
+from nablanets.fitting.batches import Samples, split
 from nablanets.fitting.settings import FitSettings
 from nablanets.maps import GradientMap, GradNetC, GradNetM
 from nablanets.parameters import count_parameters
@@ -41,11 +44,15 @@ def fit(
     validation: Annotated[float, typer.Option(help="Fraction of the samples held out.")] = 0.1,
     seed: Annotated[int, typer.Option(min=0, max=_LARGEST_SEED, help="Seed of weights, split and batches.")] = 0,
     checkpoint: Annotated[Path | None, typer.Option(help="State file; an interrupted fit goes on from it.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Write the model even if the fit is of no use.")] = False,
     x_columns: XColumns = None,
     g_columns: GColumns = None,
     separator: Separator = None,
 ) -> None:
-    """Fit a gradient network to samples of a field in a file; the model remembers the names of the columns."""
+    """Fit a gradient network to samples of a field in a file; the model remembers the names of the columns.
+
+    A fit that diverged, or is worse than the best affine map on the samples held out, is not written.
+    """
     check_out(out, file)
     table = read(file, separator)
     x_names, x = points(table, x_columns, None, file)
@@ -53,18 +60,53 @@ def fit(
     both = [name for name in x_names if name in g_names]
     if both:
         raise InvalidInputError(f"{file}: {', '.join(both)} cannot be a point and a gradient column. Choose one.")
+    check_worth_fitting(g)
+    if monotone:
+        _say_if_falling(x, g, force)
+    train, held_out = split(x, g, validation, torch.Generator().manual_seed(seed))
     torch.manual_seed(seed)
-    net = standardised(_build(network, x.shape[1], hidden, depth, activation, monotone), x, g)
+    net = standardised(_build(network, x.shape[1], hidden, depth, activation, monotone), *train)
     settings = FitSettings(steps=steps, learning_rate=lr, batch_size=batch_size, seed=seed)
-    result = fit_network(net, x, g, validation=validation, settings=settings, checkpoint=checkpoint)
+    result = fit_network(net, *train, validation=held_out, settings=settings, checkpoint=checkpoint)
+    _check_use(result, train, held_out, out, force)
     save(net, out, notes={NOTE: ColumnNames.of(x_names, g_names, table.units).note()})
-    best = decibels(result.best_validation_error / float(g.square().sum(dim=1).mean()))
+    best = decibels(result.best_validation_error / _mean_square(held_out))
     console.print(
         f"{network}, {count_parameters(net)} parameters: validation error {best:.2f} dB of the mean square gradient "
         f"({result.best_validation_error:.3e}) at step {result.best_step}; stopped by {result.stop_reason} after "
         f"{result.seconds:.1f} s.\nModel: {out}",
         soft_wrap=True,
     )
+
+
+def _say_if_falling(x: Tensor, g: Tensor, force: bool) -> None:
+    """Say if samples for a monotone fit decrease; refuse it where most do, unless it is forced."""
+    try:
+        remark = monotone_remark(x, g)
+    except FitError as error:
+        if not force:
+            raise
+        remark = str(error)
+    if remark:
+        _say(f"--monotone: {remark}")
+
+
+def _check_use(result: FitResult, train: Samples, held_out: Samples, out: Path, force: bool) -> None:
+    """Refuse to write a model that is of no use, or only say so if the model is wanted by force."""
+    reason = complaint(result, _mean_square(held_out), affine_error(train, held_out))
+    if reason and not force:
+        raise FitError(f"{reason}; or write the model with --force. {out} is not written.")
+    if reason:
+        _say(f"{reason}. The model is written by --force.")
+
+
+def _mean_square(samples: Samples) -> float:
+    """Of the gradients, in float64."""
+    return float(samples[1].double().square().sum(dim=1).mean())
+
+
+def _say(text: str) -> None:
+    console.print(text, soft_wrap=True, highlight=False, markup=False)
 
 
 def _build(network: str, features: int, hidden: int, depth: int, activation: str | None, monotone: bool) -> GradientMap:
