@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import struct
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ import torch
 
 from nablanets.errors import DataFileError
 from nablanets_studies.datasets import read_cifar, read_idx, read_idx_folder, read_mnist_json
+from nablanets_studies.pictures.classification import ClassificationConfig, load
 
 
 def idx(array: np.ndarray, kind: int = 8) -> bytes:
@@ -61,6 +63,42 @@ def test_bad_idx_files_are_named(mnist, name, content, message):
     with pytest.raises(DataFileError, match=message) as found:
         read_idx_folder(mnist, train=True)
     assert str(mnist) in str(found.value)
+
+
+def test_labels_that_count_from_one_are_noticed(mnist):
+    path = mnist / "train-labels-idx1-ubyte.gz"
+    path.write_bytes(gzip.compress(idx(LABELS + 1)))
+    with pytest.raises(DataFileError, match=r"labels-idx1.*from 1 to 3, and none is 0.*first_label=1"):
+        read_idx_folder(mnist, train=True)
+    found = read_idx_folder(mnist, train=True, first_label=1)
+    assert (found.labels.tolist(), found.classes) == (LABELS.tolist(), 3)
+    found = read_idx_folder(mnist, train=True, first_label=0)
+    assert (found.labels.tolist(), found.classes) == ((LABELS + 1).tolist(), 4)
+    with pytest.raises(DataFileError, match="expected labels from 2 on"):
+        read_idx_folder(mnist, train=True, first_label=2)
+    for name in ("images-idx3-ubyte", "labels-idx1-ubyte.gz"):
+        (mnist / f"t10k-{name}").write_bytes((mnist / f"train-{name}").read_bytes())
+    settings = ClassificationConfig(data="idx", folder=str(mnist), validation_samples=1)
+    with pytest.raises(DataFileError, match="none is 0"):
+        load(settings)
+    assert load(replace(settings, first_label=1)).test.labels.tolist() == LABELS.tolist()
+    path.write_bytes(gzip.compress(idx(LABELS.astype(">f4"), 13)))
+    with pytest.raises(DataFileError, match="whole numbers"):
+        read_idx_folder(mnist, train=True)
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_sizes_in_idx_files_are_not_believed(tmp_path, pack):
+    def headed(*sizes):
+        return bytes([0, 0, 8, len(sizes)]) + struct.pack(f">{len(sizes)}I", *sizes)
+
+    large = 2**32 - 1
+    for content in (headed(large, large) + bytes(100), headed(0, large, large, large), headed(*[1] * 200) + b"x"):
+        (tmp_path / "f").write_bytes(pack(content))
+        with pytest.raises(DataFileError, match=r"/f(:| is)"):
+            read_idx(tmp_path / "f")
+    (tmp_path / "f").write_bytes(pack(headed(0, 3)))
+    assert read_idx(tmp_path / "f").shape == (0, 3)
 
 
 def test_absent_folders_and_files(tmp_path):

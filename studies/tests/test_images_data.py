@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
+
 import nibabel
 import numpy as np
 import pytest
+import tifffile
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import nn
 
 from nablanets.errors import DataFileError, InvalidInputError
@@ -15,8 +18,9 @@ from nablanets_studies.images.brain import brain_slices, read_volume, slabs
 from nablanets_studies.images.class_folders import read_class_folders
 from nablanets_studies.images.composites import Composites, CutOut, photographs, read_cutouts
 from nablanets_studies.images.judge import accuracy, mean_iou
-from nablanets_studies.images.masks import IGNORED, MaskedPictures, Pair, folder_pairs, read_pair, voc_pairs
+from nablanets_studies.images.masks import IGNORED, MaskedPictures, Pair, folder_pairs, read_mask, read_pair, voc_pairs
 from nablanets_studies.images.training import Ticket
+from picture_files import chunk, png
 
 
 def picture(path, size=(20, 30), seed=0):
@@ -73,7 +77,7 @@ def test_bad_masks_are_named(voc):
     with pytest.raises(DataFileError, match=r"2007_02\.png: expected the size of .*2007_02\.jpg"):
         read_pair(second, 21)
     second.mask.write_bytes(second.mask.read_bytes()[:40])
-    with pytest.raises(DataFileError, match=r"2007_02\.png cannot be read as a mask"):
+    with pytest.raises(DataFileError, match=r"2007_02\.png cannot be read"):
         read_pair(second, 21)
     Image.new("RGB", (30, 20)).save(second.mask)
     with pytest.raises(DataFileError, match="got mode RGB"):
@@ -99,6 +103,138 @@ def test_two_folders(tmp_path):
         folder_pairs(tmp_path / "x", tmp_path / "y")
     with pytest.raises(DataFileError, match="no folder"):
         folder_pairs(tmp_path / "x", tmp_path / "absent")
+
+
+def test_two_files_of_one_name_are_refused(tmp_path):
+    for folder in ("x", "y"):
+        (tmp_path / folder).mkdir()
+        Image.new("L", (4, 4)).save(tmp_path / folder / "a.png")
+    Image.new("L", (4, 4)).save(tmp_path / "x" / "a.jpg")
+    with pytest.raises(DataFileError, match=r"x/a\.jpg and a\.png have one name"):
+        folder_pairs(tmp_path / "x", tmp_path / "y")
+    (tmp_path / "x" / "a.jpg").rename(tmp_path / "y" / "a.bmp")
+    with pytest.raises(DataFileError, match=r"y/a\.bmp and a\.png have one name"):
+        folder_pairs(tmp_path / "x", tmp_path / "y")
+
+
+def grey_mask(path, values, depth, **options):
+    """A grey PNG of some bits per pixel."""
+    path.write_bytes(png(np.asarray(values)[..., None], depth, 0, **options))
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4, 8, 16])
+@pytest.mark.parametrize("kind", ["grey", "palette"])
+def test_numbers_of_masks_of_every_depth(tmp_path, depth, kind):
+    if (depth, kind) == (16, "palette"):
+        return
+    values = np.arange(20 * 13).reshape(20, 13) % min(2**depth, 200)
+    if kind == "grey":
+        grey_mask(tmp_path / "a.png", values, depth)
+    else:
+        palette = np.random.default_rng(0).integers(0, 256, 3 * 2**depth).astype(np.uint8).tobytes()
+        (tmp_path / "a.png").write_bytes(png(values[..., None], depth, 3, before=[(b"PLTE", palette)]))
+    assert read_mask(tmp_path / "a.png").tolist() == values.tolist()
+
+
+@pytest.mark.parametrize("photometric", ["minisblack", "miniswhite"])
+def test_masks_of_one_bit_are_zero_and_one(tmp_path, photometric):
+    white = np.random.default_rng(0).integers(0, 2, (9, 21)).astype(bool)
+    picture(tmp_path / "p.png", white.shape)
+    stored = white if photometric == "minisblack" else ~white
+    tifffile.imwrite(tmp_path / "a.tif", stored, photometric=photometric, metadata=None)
+    Image.fromarray(white).save(tmp_path / "b.png")
+    for name in ("a.tif", "b.png"):
+        _, classes = read_pair(Pair(tmp_path / "p.png", tmp_path / name), 2)
+        assert classes.tolist() == white.astype(int).tolist(), name
+
+
+def test_masks_of_0_and_255_ask_what_255_means(tmp_path):
+    picture(tmp_path / "p.png", (4, 6))
+    pair = Pair(tmp_path / "p.png", tmp_path / "m.png")
+    values = np.zeros((4, 6), dtype=np.uint8)
+    values[1:3] = 255
+    for content in (values, np.full_like(values, 255)):
+        Image.fromarray(content).save(pair.mask)
+        with pytest.raises(DataFileError, match=r"m\.png has no numbers but 0 and 255.*class_of_255=1 "):
+            read_pair(pair, 2)
+        with pytest.raises(DataFileError, match="0 and 255"):
+            MaskedPictures([pair], 2, size=4).fixed()
+        assert torch.equal(read_pair(pair, 2, class_of_255=1)[1], torch.from_numpy(content).long() // 255)
+        assert torch.equal(read_pair(pair, 2, class_of_255=IGNORED)[1], torch.from_numpy(content).long())
+    _, classes = MaskedPictures([pair], 2, size=6, class_of_255=1).fixed()
+    assert classes[0, 0].tolist() == [1] * 6
+    assert classes[0, 4:].unique().tolist() == [IGNORED], "what was filled up does not count"
+    values[0] = 1
+    Image.fromarray(values).save(pair.mask)
+    assert read_pair(pair, 2)[1].unique().tolist() == [0, 1, IGNORED]
+    Image.new("L", (6, 4)).save(pair.mask)
+    assert read_pair(pair, 2)[1].unique().tolist() == [0]
+    for classes, class_of_255 in ((2, 2), (2, -1), (256, None), (0, None)):
+        with pytest.raises(InvalidInputError, match=r"class_of_255|255 classes"):
+            MaskedPictures([pair], classes, size=4, class_of_255=class_of_255)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("ending", ["png", "jpg", "tif", "webp"])
+def test_masks_turn_with_their_pictures(tmp_path, orientation, ending):
+    """As the camera stored both; as a program stored the mask upright; and as a mask has an orientation of its own."""
+    stored = np.zeros((16, 32, 3), dtype=np.uint8)
+    stored[:8, :16] = 255
+    classes = torch.from_numpy((stored[..., 0] > 0).astype(int))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(stored).save(tmp_path / f"p.{ending}", exif=exif)
+    pair = Pair(tmp_path / f"p.{ending}", tmp_path / "m.png")
+    mask = Image.fromarray(classes.numpy().astype(np.uint8))
+    mask.save(pair.mask)
+    colors, found = read_pair(pair, 2)
+    assert torch.equal(found, (colors[0] > 128).long())
+    assert torch.equal(found, torch.from_numpy(np.array(ImageOps.exif_transpose(_with(mask, exif)))).long())
+    mask.save(pair.mask, exif=exif)
+    assert torch.equal(read_mask(pair.mask), found)
+    assert torch.equal(read_pair(pair, 2)[1], found)
+    if orientation >= 5:
+        Image.fromarray(found.numpy().astype(np.uint8)).save(pair.mask)
+        assert torch.equal(read_pair(pair, 2)[1], found)
+
+
+def _with(image, exif):
+    """A picture that has passed through a file with this orientation."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", exif=exif)
+    return Image.open(buffer)
+
+
+def test_files_that_are_no_masks_are_refused(tmp_path):
+    values = np.arange(48, dtype=np.uint8).reshape(6, 8) % 3
+    image = Image.fromarray(values)
+    image.save(tmp_path / "a.jpg")
+    image.save(tmp_path / "b.gif", save_all=True, append_images=[Image.fromarray(values[::-1])])
+    tifffile.imwrite(tmp_path / "c.tif", values, photometric="miniswhite", metadata=None)
+    tifffile.imwrite(tmp_path / "d.tif", values.astype(np.int16), photometric="minisblack", metadata=None)
+    grey_mask(tmp_path / "e.png", np.zeros((1, 1), dtype=int), 8)
+    content = (tmp_path / "e.png").read_bytes()
+    header = content[12:16] + (15_000).to_bytes(4, "big") * 2 + content[24:29]
+    (tmp_path / "e.png").write_bytes(content[:8] + chunk(header[:4], header[4:]) + content[33:])
+    for name, message in (
+        ("a.jpg", "changes numbers"),
+        ("b.gif", "2 frames"),
+        ("c.tif", "zero is white"),
+        ("d.tif", "signed numbers"),
+        ("e.png", "more than the limit of 200 megapixels"),
+    ):
+        with pytest.raises(DataFileError, match=rf"{name}.*{message}"):
+            read_mask(tmp_path / name)
+
+
+def test_cut_outs_of_sixteen_bits_count_too(tmp_path):
+    (tmp_path / "animals").mkdir()
+    samples = np.zeros((6, 8, 4), dtype=int)
+    samples[1:4, 2:7] = (65535, 0, 32768, 65535)
+    (tmp_path / "animals" / "a.png").write_bytes(png(samples, 16, 6))
+    (cutout,) = read_cutouts(tmp_path, ["animals"])
+    assert cutout.alpha.shape == (1, 3, 5)
+    assert cutout.colors[:, 0, 0].tolist() == pytest.approx([1, 0, 0.5], abs=1e-4)
 
 
 def test_class_folders(tmp_path):

@@ -22,6 +22,7 @@ from nablanets.serialization import save
 from nablanets_studies.images.files import Picture, pictures_in, read_picture, rgb_bytes, write_picture
 from nablanets_studies.images.metrics import mean_psnr
 from nablanets_studies.images.models import EDSR
+from nablanets_studies.images.profiles import srgb_profile
 from nablanets_studies.images.resize import bicubic
 from nablanets_studies.images.upscale import packaged_upscaler, side_within, tiles, times_applied, upscale
 from nablanets_studies.residual.arms import ARMS
@@ -124,13 +125,13 @@ def test_every_kind_of_picture_is_read_and_enlarged(tmp_path, net):
 def test_orientation_transparency_in_palettes_and_profiles_are_kept(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
-    turned = _saved(tmp_path, "turned.png", _PHOTO, exif=exif, icc_profile=b"profile")
+    turned = _saved(tmp_path, "turned.png", _PHOTO, exif=exif, icc_profile=srgb_profile())
     picture = read_picture(turned)
     assert torch.equal(picture.colors, torch.from_numpy(np.rot90(_PHOTO, -1).copy()).permute(2, 0, 1))
-    assert picture.profile == b"profile"
+    assert picture.profile == srgb_profile()
     write_picture(picture, tmp_path / "again.png")
     with Image.open(tmp_path / "again.png") as image:
-        assert image.info["icc_profile"] == b"profile"
+        assert image.info["icc_profile"] == srgb_profile()
         assert image.getexif().get(0x0112) is None
     bright = _PHOTO[..., 0] > np.median(_PHOTO[..., 0])
     image = Image.fromarray(bright.astype(np.uint8), "P")
@@ -192,7 +193,7 @@ def test_damaged_files_are_named_and_the_good_ones_still_enlarged(capsys, tmp_pa
     for name in damaged:
         assert f"left out: {folder / name}" in out
     assert "more than the limit of 200 megapixels" in out
-    assert sorted(p.name for p in (tmp_path / "large").iterdir()) == ["fine.jpg.png", "good.png.png"]
+    assert sorted(p.name for p in (tmp_path / "large").iterdir()) == ["fine.png", "good.png"]
     for name in damaged:
         with pytest.raises(DataFileError, match=name):
             read_picture(folder / name)

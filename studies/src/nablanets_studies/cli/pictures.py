@@ -15,7 +15,7 @@ from nablanets.cli.app import console
 from nablanets.errors import DataFileError, InvalidInputError, unknown_name
 from nablanets.serialization import load
 from nablanets_studies.images import upscale as upscaling
-from nablanets_studies.images.files import format_of, pictures_in, read_picture, write_picture
+from nablanets_studies.images.files import Picture, by_stem, format_of, pictures_in, read_picture, write_picture
 
 _PRECISIONS = ("auto", "float32", "bf16")
 
@@ -73,10 +73,16 @@ def _run(jobs: list[tuple[Path, Path]], one: Callable[..., None]) -> list[DataFi
 
 def _one(work: Callable[..., Any], megapixels: float, source: Path, target: Path, report: Any) -> None:
     picture = read_picture(source, megapixels=megapixels)
-    write_picture(work(picture, report=report), target)
+    enlarged = work(picture, report=report)
+    lost = write_picture(enlarged, target)
+    remarks = "".join(f" ({remark})" for remark in (*picture.remarks, *lost))
+    line = f"{source}, {_size(picture)}: {target}, {_size(enlarged)}{remarks}"
+    console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+
+def _size(picture: Picture) -> str:
     height, width = picture.colors.shape[-2:]
-    remarks = "".join(f" ({remark})" for remark in picture.remarks)
-    console.print(f"{source}, {width} x {height}: {target}{remarks}", soft_wrap=True, highlight=False, markup=False)
+    return f"{width} x {height} pixels"
 
 
 def _jobs(source: Path, out: Path | None, scale: int) -> list[tuple[Path, Path]]:
@@ -93,7 +99,7 @@ def _jobs(source: Path, out: Path | None, scale: int) -> list[tuple[Path, Path]]
         raise InvalidInputError(f"--out: {folder} is a file, and a folder of pictures needs a folder.")
     if folder.resolve() == source.resolve():
         raise InvalidInputError(f"--out: {folder} is the folder of the pictures itself. Choose another one.")
-    return [(path, folder / f"{path.name}.png") for path in pictures_in(source)]
+    return [(path, folder / f"{stem}.png") for stem, path in by_stem(pictures_in(source)).items()]
 
 
 def _network(path: Path) -> Any:

@@ -8,6 +8,7 @@ import math
 import struct
 import zlib
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -18,6 +19,11 @@ from nablanets_studies.datasets.labelled import Labelled, find_file, labelled
 
 #: NumPy's types by the third byte of a file.
 _TYPES = {8: "u1", 9: "i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
+#: gzip makes no file smaller than by this factor.
+_LARGEST_RATIO = 1100
+#: NumPy has no more, and no idx file that is meant needs them.
+_MOST_DIMENSIONS = 32
+_CHUNK = 2**20
 
 
 def read_idx(path: str | Path) -> Tensor:
@@ -27,40 +33,71 @@ def read_idx(path: str | Path) -> Tensor:
         DataFileError: the file is missing, damaged, truncated or too long, or no idx file.
     """
     path = Path(path)
-    content = _content(path)
-    if len(content) < 4 or content[:2] != b"\0\0" or content[2] not in _TYPES:
-        raise DataFileError(f"{path} is no idx file: expected it to begin with 00 00, a type and a dimension.")
-    dtype = np.dtype(_TYPES[content[2]])
-    ndim = content[3]
-    start = 4 + 4 * ndim  # the array begins behind the magic number and a size for each dimension
-    if ndim == 0 or len(content) < start:
-        raise DataFileError(f"{path} is truncated: expected {ndim} sizes in its header. Fetch it again.")
-    shape = struct.unpack(f">{ndim}I", content[4:start])
-    expected = math.prod(shape) * dtype.itemsize
-    if len(content) - start != expected:
-        raise DataFileError(
-            f"{path}: expected {expected} bytes for an array of {shape}, got {len(content) - start}. It is truncated "
-            "or damaged; fetch it again."
-        )
-    array = np.frombuffer(content, dtype, offset=start).reshape(shape)
-    return torch.from_numpy(array.astype(dtype.newbyteorder("=")))
-
-
-def _content(path: Path) -> bytes:
     try:
-        content = path.read_bytes()
-        return gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
+        with path.open("rb") as file:
+            is_gzip = file.read(2) == b"\x1f\x8b"
+            file.seek(0)
+            if not is_gzip:
+                return _array(path, file, path.stat().st_size)
+            with gzip.GzipFile(fileobj=file) as content:
+                return _array(path, content, _LARGEST_RATIO * path.stat().st_size)
     except FileNotFoundError as error:
         raise DataFileError(f"there is no file {path}.") from error
     except (OSError, EOFError, zlib.error) as error:
         raise DataFileError(f"{path} cannot be read: {error}. It may be truncated; fetch it again.") from error
 
 
-def read_idx_folder(folder: str | Path, *, train: bool) -> Labelled:
+def _array(path: Path, file: BinaryIO | gzip.GzipFile, largest: int) -> Tensor:
+    """The array in an open idx file, of which at most ``largest`` bytes can be there."""
+    magic = file.read(4)
+    if len(magic) < 4 or magic[:2] != b"\0\0" or magic[2] not in _TYPES or magic[3] > _MOST_DIMENSIONS:
+        raise DataFileError(f"{path} is no idx file: expected it to begin with 00 00, a type and a dimension.")
+    dtype = np.dtype(_TYPES[magic[2]])
+    ndim = magic[3]
+    sizes = file.read(4 * ndim)
+    if ndim == 0 or len(sizes) < 4 * ndim:
+        raise DataFileError(f"{path} is truncated: expected {ndim} sizes in its header. Fetch it again.")
+    shape = struct.unpack(f">{ndim}I", sizes)
+    expected = math.prod(shape) * dtype.itemsize
+    # What the header claims is not believed beyond what the file can hold; one byte more would be one too many.
+    content = _up_to(file, min(expected, largest) + 1)
+    if len(content) != expected:
+        got = f"{len(content)}" if len(content) < expected else "more"
+        raise DataFileError(
+            f"{path}: expected {expected} bytes for an array of {shape}, got {got}. It is truncated or damaged; fetch it "
+            "again."
+        )
+    try:
+        array = np.frombuffer(content, dtype).reshape(shape)
+    except ValueError as error:  # no numbers, but sizes beyond what an array may have
+        raise DataFileError(f"{path}: expected an array, got the shape {shape}: {error}. It is damaged.") from error
+    return torch.from_numpy(array.astype(dtype.newbyteorder("=")))
+
+
+def _up_to(file: BinaryIO | gzip.GzipFile, count: int) -> bytes:
+    """So many bytes or what there is, without room for them in advance."""
+    parts = []
+    missing = count
+    while missing > 0 and (part := file.read(min(missing, _CHUNK))):
+        parts.append(part)
+        missing -= len(part)
+    return b"".join(parts)
+
+
+def read_idx_folder(folder: str | Path, *, train: bool, first_label: int | None = None) -> Labelled:
     """Pictures and labels of MNIST, Fashion-MNIST or another set of idx files under their usual names.
 
+    The letters of EMNIST count from 1: ``first_label=1`` makes them count from 0. Their pictures lie on their side,
+    and ``pictures.mT`` sets them upright.
+
+    Args:
+        folder: of the files.
+        train: those to train on, or those to test with.
+        first_label: what the labels count from. If None they count from 0, and labels without a 0 are refused.
+
     Raises:
-        DataFileError: a file is missing or damaged, or pictures and labels do not belong together.
+        DataFileError: a file is missing or damaged, pictures and labels do not belong together, or no label is 0 and
+            ``first_label`` is None.
     """
     files = []
     for kind in ("images-idx3", "labels-idx1"):
@@ -73,7 +110,24 @@ def read_idx_folder(folder: str | Path, *, train: bool) -> Labelled:
             f"{files[0]}: expected bytes of shape (n, H, W) and labels of shape (n,), got {tuple(pictures.shape)} and "
             f"{tuple(labels.shape)}."
         )
-    return labelled(pictures.unsqueeze(1), labels.long(), int(labels.max()) + 1 if len(labels) else 0, files[1])
+    if labels.is_floating_point():
+        raise DataFileError(f"{files[1]}: expected whole numbers as labels, got {labels.dtype}.")
+    labels = _from_zero(labels.long(), first_label, files[1])
+    return labelled(pictures.unsqueeze(1), labels, int(labels.max()) + 1 if len(labels) else 0, files[1])
+
+
+def _from_zero(labels: Tensor, first_label: int | None, path: Path) -> Tensor:
+    """Labels that count from 0."""
+    low = int(labels.min()) if len(labels) else 0
+    high = int(labels.max()) if len(labels) else 0
+    if first_label is None and low > 0:
+        raise DataFileError(
+            f"{path}: the labels go from {low} to {high}, and none is 0. If they count from {low}, as the letters of EMNIST "
+            f"do from 1, say so: first_label={low}. If no picture of class 0 is there, say first_label=0."
+        )
+    if first_label is not None and low < first_label:
+        raise DataFileError(f"{path}: expected labels from {first_label} on (first_label), got {low}.")
+    return labels - (first_label or 0)
 
 
 def read_mnist_json(folder: str | Path, *, train: bool) -> Labelled:

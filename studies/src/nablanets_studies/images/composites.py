@@ -159,9 +159,9 @@ def _photographic(path: Path) -> bool:
 def _cutout(path: Path, label: int) -> CutOut | None:
     """The smallest rectangle that holds what is visible; None without transparency."""
     picture = read_picture(path)
-    if picture.alpha is None or picture.colors.dtype != torch.uint8:
+    if picture.alpha is None:
         return None
-    alpha = picture.alpha.float() / 255
+    alpha = picture.alpha.float() / picture.peak
     visible = (alpha[0] > _OPAQUE).nonzero()  # (pixels, 2)
     if not len(visible):
         return None
@@ -169,5 +169,5 @@ def _cutout(path: Path, label: int) -> CutOut | None:
     bottom, right = visible.max(dim=0).values.tolist()
     rows = slice(top, bottom + 1)
     columns = slice(left, right + 1)
-    colors = (picture.colors.float() / 255).expand(3, -1, -1)
+    colors = (picture.colors.float() / picture.peak).expand(3, -1, -1)
     return CutOut(colors[:, rows, columns], alpha[:, rows, columns], label)

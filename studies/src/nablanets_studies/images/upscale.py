@@ -162,12 +162,19 @@ def _once(net: Any, picture: Picture, side: int, bf16: bool, report: TileReport)
         top, left, bottom, right = (factor * edge for edge in tile.kept)
         within = (slice(None), *_within(tile, factor))
         if alpha is not None and part.alpha is not None:
-            opacity = bicubic(part.alpha, factor)
-            values = values / (opacity / 255).clamp_min(1 / 255)
+            opacity = _enlarged_opacity(part.alpha, factor, peak)
+            values = values / (opacity / peak).clamp_min(1 / peak)
             alpha[:, top:bottom, left:right] = opacity[within]
         colors[:, top:bottom, left:right] = (values[within] * peak).round_().clamp_(0, peak).to(colors.dtype)
         report(done, len(every))
     return replace(picture, colors=colors, alpha=alpha)
+
+
+def _enlarged_opacity(alpha: Tensor, factor: int, peak: int) -> Tensor:
+    """Opacity by bicubic interpolation, of the type that it had."""
+    if alpha.dtype == torch.uint8:
+        return bicubic(alpha, factor)
+    return bicubic(alpha.double(), factor).round_().clamp_(0, peak).to(alpha.dtype)
 
 
 def _part(picture: Picture, box: tuple[int, int, int, int]) -> Picture:
@@ -189,7 +196,7 @@ def _enlarged(net: Any, picture: Picture, bf16: bool) -> Tensor:
     first = next(net.parameters())
     x = picture.colors.to(first.device, first.dtype) / picture.peak
     if picture.alpha is not None:
-        x = x * (picture.alpha.to(x) / 255)
+        x = x * (picture.alpha.to(x) / picture.peak)
     batch = x.expand(3, -1, -1).unsqueeze(0).contiguous(memory_format=torch.channels_last)
     with _precision(first, bf16):
         y: Tensor = net(batch)[0].float().cpu()

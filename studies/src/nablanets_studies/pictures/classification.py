@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -35,6 +36,7 @@ class ClassificationConfig(PictureConfig):
         data: "digits" (inside scikit-learn), "fashion-mnist" or "mnist" (``nablanets data get``), "idx", "cifar" or
             "folders" (in ``folder``).
         folder: for "idx", "cifar" and "folders" (which has train/CLASS and test/CLASS with pictures).
+        first_label: what the labels of "idx" count from; if -1, from 0, and labels of which none is 0 are refused.
         validation_samples: training pictures that are held out for choices.
         augment: shift and mirror training pictures.
         blocks: per stage of the network.
@@ -43,6 +45,7 @@ class ClassificationConfig(PictureConfig):
 
     data: str = "digits"
     folder: str = ""
+    first_label: int = -1
     validation_samples: int = 200
     augment: bool = False
     blocks: tuple[int, ...] = (1, 1, 1)
@@ -129,7 +132,7 @@ def load(config: ClassificationConfig) -> Split:
     """
     if config.data not in _READERS:
         raise unknown_name("data", config.data, _READERS)
-    train, test = _READERS[config.data](config.folder)
+    train, test = _READERS[config.data](config)
     order = torch.randperm(len(train.labels), generator=torch.Generator().manual_seed(_SPLIT_SEED))
     held = order[: config.validation_samples]
     kept = order[config.validation_samples :]
@@ -137,7 +140,7 @@ def load(config: ClassificationConfig) -> Split:
     return Split(parts[0], parts[1], test)
 
 
-def _digits(_: str) -> tuple[Labelled, Labelled]:
+def _digits(_: ClassificationConfig) -> tuple[Labelled, Labelled]:
     """Three quarters for training, by a split with a seed of its own."""
     found = needed("sklearn.datasets").load_digits()
     pictures = (torch.from_numpy(found.images) * (255 / 16)).round().to(torch.uint8).unsqueeze(1)
@@ -149,20 +152,26 @@ def _digits(_: str) -> tuple[Labelled, Labelled]:
 
 
 def _both(
-    read: Callable[..., Labelled], folder: Callable[[str], object] = lambda given: given
-) -> Callable[[str], tuple[Labelled, Labelled]]:
-    return lambda given: (read(folder(given), train=True), read(folder(given), train=False))
+    read: Callable[..., Labelled], folder: Callable[[ClassificationConfig], object] = lambda config: config.folder
+) -> Callable[[ClassificationConfig], tuple[Labelled, Labelled]]:
+    return lambda config: (read(folder(config), train=True), read(folder(config), train=False))
 
 
-def _named(name: str) -> Callable[[str], object]:
+def _named(name: str) -> Callable[[ClassificationConfig], object]:
     return lambda _: datasets.path(name)
 
 
-_READERS: dict[str, Callable[[str], tuple[Labelled, Labelled]]] = {
+def _idx(config: ClassificationConfig) -> tuple[Labelled, Labelled]:
+    first_label = None if config.first_label < 0 else config.first_label
+    read = partial(datasets.read_idx_folder, config.folder, first_label=first_label)
+    return read(train=True), read(train=False)
+
+
+_READERS: dict[str, Callable[[ClassificationConfig], tuple[Labelled, Labelled]]] = {
     "digits": _digits,
     "fashion-mnist": _both(datasets.read_idx_folder, _named("fashion-mnist")),
     "mnist": _both(datasets.read_mnist_json, _named("mnist")),
-    "idx": _both(datasets.read_idx_folder),
+    "idx": _idx,
     "cifar": _both(datasets.read_cifar),
     "folders": _both(read_class_folders),
 }

@@ -196,7 +196,9 @@ def _voc(config: SegmentationConfig) -> Pixels:
     """Of the training pictures every tenth is for choices; the official validation pictures are the test."""
     pairs = voc_pairs(config.folder, "train")
     parts = [p for k, p in enumerate(pairs) if k % 10], pairs[::10], voc_pairs(config.folder, "val")
-    train, validation, test = (MaskedPictures(part, VOC_CLASSES, size=config.size) for part in parts)
+    train, validation, test = (
+        MaskedPictures(part, VOC_CLASSES, size=config.size, class_of_255=IGNORED) for part in parts
+    )
     return Pixels(train, validation.fixed(), test.fixed(), VOC_CLASSES)
 
 
