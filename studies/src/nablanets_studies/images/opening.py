@@ -66,7 +66,9 @@ def opened(path: str | Path, *, megapixels: float) -> Iterator[Any]:
             _refuse_samples(path, image)
             yield image
     except pil.DecompressionBombError as error:
-        raise DataFileError(f"{path} was not decoded: {error} Reduce it, or raise --megapixels if you trust it.") from error
+        raise DataFileError(
+            f"{path} was not decoded: {error} Reduce it, or raise --megapixels if you trust it."
+        ) from error
     except FileNotFoundError as error:
         raise DataFileError(f"there is no picture {path}.") from error
     except pil.UnidentifiedImageError as error:
