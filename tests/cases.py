@@ -28,7 +28,7 @@ from nablanets import (
 from nablanets.activations import ACTIVATIONS, GroupActivation
 from nablanets.dynamics import Kinetic
 from nablanets.maps import Constant, PairLaw, distances_from, generated_group
-from tests.peers import MLP, icnn_gradient, mlp_potential
+from tests.peers import PeerMLP, icnn_gradient, mlp_potential
 
 
 class Case(NamedTuple):
@@ -135,7 +135,7 @@ CASES = [
     ),
     Case("quadratic-from-matrix", lambda: Quadratic.from_matrix(torch.eye(D) + 0.5, torch.ones(D), monotone=True)),
     Case("pullback-of-potential", lambda: 2 * icnn_gradient(2, 5).pullback(torch.randn(2, D))),
-    Case("from-potential", lambda: from_potential(MLP(D, 5, outputs=1), D)),
+    Case("from-potential", lambda: from_potential(PeerMLP(D, 5, outputs=1), D)),
     Case("structured-plus-potential", lambda: GradNetC(D, 5) + mlp_potential(D, 5)),
     Case("icnn", lambda: icnn_gradient(D, 5)),
     Case("from-centres", lambda: CoordinatePullback(GradNetC(4, 5), distances_from(3 * torch.eye(4, D) - 1))),

@@ -14,7 +14,7 @@ from nablanets.dynamics.reference import reference_trajectory
 
 
 @savable
-class MLP(nn.Module):
+class PeerMLP(nn.Module):
     """A plain network with two hidden layers, from d features to ``outputs`` (d if None)."""
 
     def __init__(self, features: int, hidden_features: int, outputs: int | None = None) -> None:

@@ -20,7 +20,7 @@ from nablanets.cli import commands
 from nablanets.cli.commands import LIBRARY
 from nablanets.serialization import save
 from tests.commands import call, flags_of
-from tests.peers import MLP
+from tests.peers import PeerMLP
 
 
 @pytest.fixture
@@ -107,7 +107,7 @@ def test_errors_teach_and_leave_nothing_behind(capsys, samples, monkeypatch, arg
     monkeypatch.chdir(folder)
     (folder / "broken.safetensors").write_bytes(b"\0" * 20)
     GradNetM(3, 4).save(folder / "three.safetensors")
-    save(MLP(2, 3), folder / "mlp.safetensors")
+    save(PeerMLP(2, 3), folder / "mlp.safetensors")
     before = sorted(p.name for p in folder.iterdir())
     code, _, err = call(capsys, *arguments)
     assert code == 2

@@ -33,7 +33,7 @@ from nablanets.dynamics.verify import (
 )
 from nablanets.errors import ConvergenceError, InvalidInputError, ShapeError, UnknownNameError, VerificationError
 from nablanets.verify import autodiff_jacobian
-from tests.peers import MLP, mlp_potential
+from tests.peers import PeerMLP, mlp_potential
 
 SYMPLECTIC = [*SPLITTINGS, *GAUSS]
 SYMMETRIC = [name for name in SYMPLECTIC if name != "symplectic-euler"]
@@ -205,7 +205,7 @@ def test_hamiltonian_systems_are_hamiltonian(system, tmp_path):
 
 def test_what_is_not_hamiltonian_is_found_out():
     x = states()
-    mlp = FieldSystem(MLP(4, 8), 4).double()
+    mlp = FieldSystem(PeerMLP(4, 8), 4).double()
     assert hamiltonian_error(mlp, x) > 0.1
     torch.testing.assert_close(mlp.linearisation(x), autodiff_jacobian(mlp, x))
     torch.testing.assert_close(mlp.divergence(x), mlp.linearisation(x).diagonal(dim1=-2, dim2=-1).sum(-1))

@@ -24,7 +24,7 @@ from nablanets.dynamics import (
 )
 from nablanets.dynamics.targets import DerivativeTargets, PositionTargets, TrajectoryTargets
 from nablanets.errors import InvalidInputError, ShapeError
-from tests.peers import MLP, Pendulum
+from tests.peers import PeerMLP, Pendulum
 
 QUIET = {"progress": False, "batch_size": 200}
 
@@ -169,9 +169,9 @@ def test_refusals_say_what_is_expected():
         DerivativeTargets(torch.zeros(3, 1), torch.zeros(3, 1)).pack(torch.zeros(3, 2))
     with pytest.raises(InvalidInputError, match="NaN"):
         TrajectoryTargets(x.transpose(0, 1) * float("nan"), interval).pack(x[0])
-    plain = FieldSystem(MLP(2, 4), 2).double()
+    plain = FieldSystem(PeerMLP(2, 4), 2).double()
     with pytest.raises(InvalidInputError, match="energy_weight"):
         fit_trajectories(plain, x, interval, method="rk4", energy_weight=1.0, steps=1, progress=False)
     with pytest.raises(InvalidInputError, match=r"dynamics\.System"):
-        fit(MLP(2, 4).double(), x[0], TrajectoryTargets(x[1:].transpose(0, 1), interval), steps=1, progress=False)
+        fit(PeerMLP(2, 4).double(), x[0], TrajectoryTargets(x[1:].transpose(0, 1), interval), steps=1, progress=False)
     assert windows(x, 3, 1).shape == (12, 3, 2)

@@ -431,3 +431,13 @@ def test_bad_tables_are_explained(tmp_path, name, content, message):
 def test_bad_columns_are_explained(table, names, message):
     with pytest.raises(DataFileError, match=message):
         select_columns(pd.DataFrame(table), names, "x", "t.csv")
+
+
+def test_two_classes_cannot_share_a_name_in_files():
+    """One of them would be loaded as the other."""
+    original = GradNetC
+    other = type("GradNetC", (torch.nn.Module,), {})
+
+    with pytest.raises(ModelFileError, match=r"taken by nablanets\.maps\.cascaded\.GradNetC"):
+        savable(other)
+    assert savable(original) is original

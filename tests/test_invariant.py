@@ -16,7 +16,7 @@ from nablanets.maps import PairAcceleration, PairLaw, Quadratic, distances_from,
 from nablanets.serialization import save
 from nablanets.starts import solve_outer, solve_ridge, standardised_inside
 from nablanets.verify import circulations, symmetry_error
-from tests.peers import MLP, mlp_potential
+from tests.peers import PeerMLP, mlp_potential
 
 PARTICLES, ALIKE = 4, [(1, 2, 3)]
 
@@ -112,7 +112,7 @@ class PairField(nn.Module):
 def test_a_field_of_pairs_without_potential_circulates(x):
     """The baseline has all symmetries but is no gradient: what tells it from the maps is the check for loops."""
     torch.manual_seed(0)
-    free = PairField(MLP(6, 8), pair_distances(PARTICLES)).double()
+    free = PairField(PeerMLP(6, 8), pair_distances(PARTICLES)).double()
     turn = _rotation()
     assert_close(free(_moved(x, matrix=turn)), _moved(free(x), matrix=turn))
     assert symmetry_error(free, x) > 1e-2

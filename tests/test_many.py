@@ -10,7 +10,7 @@ from nablanets import GradNetC, GradNetM
 from nablanets.fitting.batches import Batches, StackedBatches
 from nablanets.fitting.closed_form import ByAutograd, ClosedForm, make_loss, num_slots
 from nablanets.fitting.stack import Stack
-from tests.peers import MLP
+from tests.peers import PeerMLP
 
 CLOSED = {
     "c-tanh": lambda: GradNetC(3, 5, 3, activation="tanh", monotone=True, linear=False),
@@ -66,7 +66,7 @@ def test_frozen_parameters_stay_out_of_the_gradient_by_hand():
         lambda: GradNetM(2, 4, activation="wsoftmax"),
         lambda: GradNetM(2, 4, activation="radial"),
         lambda: GradNetC(2, 4, activation="tanh").pullback(torch.ones(2), torch.zeros(2)),
-        lambda: MLP(2, 4),
+        lambda: PeerMLP(2, 4),
     ],
 )
 def test_other_networks_go_through_autograd(build):
@@ -77,7 +77,7 @@ def test_slots_are_fewer_where_arrays_are_large():
     published, wide = CLOSED["m-softmax-linear"](), GradNetM(2, 64, 4, activation="softmax")
     assert [num_slots(published, n) for n in (100, 1000, 10_000)] == [32, 32, 8]
     assert [num_slots(wide, n) for n in (100, 1000)] == [32, 8]
-    assert [num_slots(MLP(2, 4), n) for n in (100, 1000)] == [32, 8]
+    assert [num_slots(PeerMLP(2, 4), n) for n in (100, 1000)] == [32, 8]
 
 
 @pytest.mark.parametrize("own", [1, 3])

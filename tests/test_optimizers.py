@@ -17,7 +17,7 @@ from nablanets.fitting.levenberg import Levenberg
 from nablanets.fitting.optimizers import resolve
 from nablanets.fitting.stack import Stack
 from nablanets.starts import initialise_from_data, solve_outer
-from tests.peers import MLP, ConvexField, NonconvexField
+from tests.peers import ConvexField, NonconvexField, PeerMLP
 
 
 def _samples(field, count=2000, seed=0):
@@ -39,7 +39,7 @@ def _nets():
         "m": lambda: GradNetM(2, 5, 3, monotone=True),
         "mixture": lambda: GradNetMixture(experts()),
         "pullback": lambda: GradNetC(2, 4).pullback(torch.tensor([2.0, 0.5]), torch.ones(2)),
-        "mlp": lambda: MLP(2, 6),
+        "mlp": lambda: PeerMLP(2, 6),
     }
 
 

@@ -12,7 +12,7 @@ from nablanets import GradNetC, GradNetM, Quadratic, fit
 from nablanets.errors import InvalidInputError, ModelFileError, ShapeError, UnknownNameError
 from nablanets.fitting import decibels, error
 from nablanets.starts import initialise_affine, standardised
-from tests.peers import MLP, AffineField
+from tests.peers import AffineField, PeerMLP
 
 
 def _data(n=400, d=2, seed=0):
@@ -169,7 +169,7 @@ def test_standardising_is_a_pullback_that_makes_awkward_units_learnable():
 
 def test_baselines_are_fitted_by_the_same_call():
     x, g = _data()
-    assert fit(MLP(2, 16), x, g, steps=400, learning_rate=1e-2, progress=False).best_validation_db < -20
+    assert fit(PeerMLP(2, 16), x, g, steps=400, learning_rate=1e-2, progress=False).best_validation_db < -20
 
 
 def _fresh(count, generator):

@@ -9,7 +9,7 @@ import torch
 
 from nablanets import GradNetC, GradNetM, Quadratic, verify
 from nablanets.errors import InvalidInputError, ShapeError, VerificationError
-from tests.peers import MLP
+from tests.peers import PeerMLP
 
 X = torch.randn(30, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
@@ -74,7 +74,7 @@ def test_a_wrong_curvature_bound_is_found():
 def test_certificate_refuses_bad_input():
     net = GradNetC(2, 4)
     with pytest.raises(InvalidInputError, match="GradientMap"):
-        verify.certificate(MLP(2, 4))
+        verify.certificate(PeerMLP(2, 4))
     with pytest.raises(ShapeError):
         verify.certificate(net, torch.zeros(5, 3))
     with pytest.raises(InvalidInputError, match="three points"):

@@ -35,9 +35,26 @@ class Configurable(Protocol):
 
 
 def savable(cls: type[M]) -> type[M]:
-    """Class decorator: instances can be saved and loaded under the class's name."""
-    _registry[cls.__name__] = cls
+    """Class decorator: instances can be saved and loaded under the class's name.
+
+    A class may be registered again where it is defined, as in a notebook whose cell runs twice.
+
+    Raises:
+        ModelFileError: another class has that name, so that one of the two would be loaded as the other.
+    """
+    name = cls.__name__
+    holder = _registry.get(name)
+    if holder is not None and _origin(holder) != _origin(cls):
+        raise ModelFileError(
+            f"savable: the name {name!r} is taken by {_origin(holder)}; a file that says {name!r} could mean either. "
+            f"Give {_origin(cls)} another name."
+        )
+    _registry[name] = cls
     return cls
+
+
+def _origin(cls: type[nn.Module]) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
 
 
 def is_registered(cls: type[nn.Module]) -> bool:
