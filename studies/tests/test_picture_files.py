@@ -25,7 +25,7 @@ from nablanets_studies.images.upscale import upscale
 from picture_files import PNG_CHANNELS, chunk, cmyk_profile, exif, png
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*:UserWarning:PIL")
-FILES = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FILES = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
 REMEDY = "Save it with 8 or 16 unsigned bits"
 
@@ -54,11 +54,10 @@ def check(picture, colors, alpha, orientation):
         assert torch.equal(picture.alpha.long(), turned(planes(alpha), orientation))
 
 
-@FILES
+@pytest.mark.parametrize(("color_type", "depth"), [(c, depth) for c, depths in DEPTHS.items() for depth in depths])
+@settings(FILES, max_examples=12)
 @given(st.data())
-def test_png_of_every_kind_is_read_to_the_last_bit(tmp_path, data):
-    color_type = data.draw(st.sampled_from(sorted(DEPTHS)), label="colour type")
-    depth = data.draw(st.sampled_from(DEPTHS[color_type]), label="depth")
+def test_png_of_every_kind_is_read_to_the_last_bit(tmp_path, color_type, depth, data):
     shape = data.draw(st.tuples(st.integers(1, 9), st.integers(2, 9)), label="size")
     samples = drawn(data, (*shape, PNG_CHANNELS[color_type]), 2**depth - 1)
     scale = 1 if depth == 16 else 255 // (2**depth - 1)
@@ -100,11 +99,11 @@ def test_png_of_every_kind_is_read_to_the_last_bit(tmp_path, data):
     assert rgb_bytes(tmp_path / "a.png").shape == (3, *picture.colors.shape[1:])
 
 
-@FILES
+@pytest.mark.parametrize("kind", ["minisblack", "miniswhite", "rgb", "rgba", "rgbx"])
+@pytest.mark.parametrize("deep", [False, True])
+@settings(FILES, max_examples=12)
 @given(st.data())
-def test_tiff_of_every_kind_is_read_to_the_last_bit(tmp_path, data):
-    kind = data.draw(st.sampled_from(["minisblack", "miniswhite", "rgb", "rgba", "rgbx"]), label="kind")
-    deep = data.draw(st.booleans(), label="16 bits")
+def test_tiff_of_every_kind_is_read_to_the_last_bit(tmp_path, kind, deep, data):
     peak = 65535 if deep else 255
     shape = data.draw(st.tuples(st.integers(2, 40), st.integers(2, 40)), label="size")
     channels = {"rgb": 3, "rgba": 4, "rgbx": 4}.get(kind, 1)

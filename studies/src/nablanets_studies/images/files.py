@@ -292,7 +292,9 @@ def _opacity(colors: Tensor, key: int | tuple[int, ...]) -> Tensor:
 def _scaled_key(key: int | tuple[int, ...], rawmode: str) -> int | tuple[int, ...]:
     """The transparent colour of a PNG of 1, 2 or 4 bits, which Pillow leaves as it is, on the scale of bytes."""
     largest = {"1": 1, "L;2": 3, "L;4": 15}.get(rawmode)
-    return key if largest is None or isinstance(key, tuple) else key * (_BYTE // largest)
+    if largest is None or isinstance(key, tuple):
+        return key
+    return min(key * (_BYTE // largest), _BYTE)  # of 1 bit some versions of Pillow give 255 already
 
 
 def _numbers(image: Any) -> Tensor:
