@@ -11,7 +11,7 @@ import torch
 from torch.testing import assert_close
 
 from nablanets import FromPotential, GradientMap, load, verify
-from nablanets.errors import SingularJacobianError
+from nablanets.errors import IndefiniteJacobianError, SingularJacobianError
 from nablanets.maps.potential import HasGradient
 from nablanets.operators import StructuredOperator
 from tests.cases import D, points
@@ -118,8 +118,21 @@ def inverse_operations(net: GradientMap) -> None:
     x = x[sound]
     J = net.jacobian(x)
     tolerance = 100 * rounding * condition[sound].clamp(min=1.0)  # of each sample
-    expected = torch.linalg.slogdet(J.dense()).logabsdet
-    assert bool(((J.logdet() - expected).abs() <= tolerance * (1 + expected.abs())).all())
+    sign, expected = torch.linalg.slogdet(J.dense())
+    found = J.slogdet()
+    assert bool((found.sign == sign).all())
+    assert bool(((found.logabsdet - expected).abs() <= tolerance * (1 + expected.abs())).all())
+    positive = sign > 0
+    if bool(positive.any()):
+        value = net.jacobian(x[positive]).logdet()
+        assert bool(((value - expected[positive]).abs() <= (tolerance * (1 + expected.abs()))[positive]).all())
+    if not bool(positive.all()):
+        try:
+            J.logdet()
+        except IndefiniteJacobianError:
+            pass
+        else:
+            raise AssertionError("the logarithm of a negative determinant was not refused")
     error = (J.solve(J @ x) - x).abs().amax(dim=-1)
     assert bool((error <= tolerance * x.abs().amax(dim=-1)).all())
 

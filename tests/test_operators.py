@@ -10,8 +10,16 @@ from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
 from nablanets import GradNetC, GradNetM
-from nablanets.errors import InvalidInputError, ShapeError, SingularJacobianError
-from nablanets.operators import GramTerm, StructuredOperator
+from nablanets.errors import IndefiniteJacobianError, InvalidInputError, ShapeError, SingularJacobianError
+from nablanets.operators import (
+    CongruenceOperator,
+    GramTerm,
+    HessianOperator,
+    InverseOperator,
+    StructuredOperator,
+    SumOperator,
+)
+from nablanets.operators.cg import conjugate_gradients
 
 DTYPE = torch.float64
 
@@ -58,11 +66,18 @@ def test_every_operation_equals_its_dense_form(batch, d, ranks, batched, shift, 
     if shift or sum(ranks) >= d:
         condition = float(torch.linalg.cond(dense).max())
         if condition < 1e8:
-            assert_close(J.logdet(), torch.linalg.slogdet(dense).logabsdet, rtol=1e-7, atol=1e-7)
+            expected = torch.linalg.slogdet(dense)
+            assert_close(tuple(J.slogdet()), tuple(expected), rtol=1e-7, atol=1e-7)
+            if bool((expected.sign > 0).all()):
+                assert_close(J.logdet(), expected.logabsdet, rtol=1e-7, atol=1e-7)
+            else:
+                with pytest.raises(IndefiniteJacobianError, match=r"negative determinant.*slogdet\(\)"):
+                    J.logdet()
             assert_close(J @ J.solve(v), v, rtol=1e-6, atol=1e-6)
     else:
         with pytest.raises(SingularJacobianError, match="rank at most"):
             J.logdet()
+        assert bool((J.slogdet().sign == 0).all() and (J.slogdet().logabsdet == -torch.inf).all())
         with pytest.raises(SingularJacobianError, match="linear=True"):
             J.solve(v)
 
@@ -205,3 +220,135 @@ def test_logdet_estimate_is_exact_where_the_krylov_space_is_exhausted():
         (-J).logdet_estimate()
     with pytest.raises(InvalidInputError, match="probes"):
         J.logdet_estimate(probes=0)
+
+
+def _paths(dtype):
+    """Positive definite operators in six dimensions, one for each way to a determinant."""
+    narrow, wide = torch.randn(2, 6, dtype=DTYPE), torch.randn(9, 6, dtype=DTYPE)
+    weights = torch.rand(4, 9, dtype=DTYPE) + 0.5
+    shift = torch.rand(6, dtype=DTYPE) + 1.0
+    options = {"positive_semidefinite": True}
+    woodbury = StructuredOperator(6, (GramTerm(narrow, weights[:, :2]),), shift, **options)
+    packed = StructuredOperator(6, (GramTerm(wide, weights),), shift, **options)
+    mixing = torch.randn(6, 6, dtype=DTYPE)
+
+    def gradient(x):
+        return x + torch.tanh(x @ mixing.to(x).mT) @ mixing.to(x)
+
+    hessian = HessianOperator(gradient, torch.randn(4, 6, dtype=DTYPE).to(dtype), **options)
+    operators = {
+        "woodbury": woodbury.to(dtype),
+        "cholesky": packed.to(dtype),
+        "sweep": StructuredOperator(6, (GramTerm(wide, weights.repeat(80, 1)),), shift, **options).to(dtype),
+        "unstructured": hessian,
+        "sum": SumOperator(packed.to(dtype), hessian),
+        "congruence": CongruenceOperator(hessian, torch.eye(6).to(dtype)),
+        "inverse": InverseOperator(packed.to(dtype)),
+    }
+    indefinite = StructuredOperator(6, (GramTerm(wide, weights - 1.0),), shift)
+    return operators | {"lu": indefinite.to(dtype)}
+
+
+PATHS = sorted(_paths(DTYPE))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("path", PATHS)
+def test_sixteen_bit_types_are_factorised_in_float32(path, dtype):
+    """Determinants, solutions and eigenvalues are those of the rounded operator in float64, rounded to the type."""
+    torch.manual_seed(3)
+    J = _paths(dtype)[path]
+    exact = J.to(torch.float64)
+    v = torch.randn(*J.batch_shape, 6).to(dtype)
+    # An operator of products in the type has no exact counterpart.
+    tolerance = 4 * torch.finfo(dtype).eps * (1 if isinstance(J, StructuredOperator) else 4)
+    expected = exact.slogdet()
+    found = J.slogdet()
+    assert found.logabsdet.dtype == found.sign.dtype == J.solve(v).dtype == J.eigvalsh().dtype == dtype
+    assert torch.equal(found.sign.double(), expected.sign)
+    assert_close(found.logabsdet.double(), expected.logabsdet, rtol=tolerance, atol=tolerance)
+    if path != "lu":
+        assert_close(J.logdet().double(), expected.logabsdet, rtol=tolerance, atol=tolerance)
+    solution = exact.solve(v.double())
+    assert float((J.solve(v).double() - solution).abs().max()) <= tolerance * float(solution.abs().max())
+    eigenvalues = exact.eigvalsh()
+    assert float((J.eigvalsh().double() - eigenvalues).abs().max()) <= tolerance * float(eigenvalues.abs().max())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_the_lanczos_estimate_works_in_sixteen_bit_types(dtype):
+    J = _paths(torch.float64)["cholesky"]
+    estimate = J.to(dtype).logdet_estimate(probes=5, steps=6)
+    assert estimate.value.dtype == dtype
+    assert_close(estimate.value.double(), J.logdet_estimate(probes=5, steps=6).value, rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_determinants_and_solutions_under_vmap(path):
+    torch.manual_seed(3)
+    J = _paths(DTYPE)[path]
+    v = torch.randn(3, *J.batch_shape, 6, dtype=DTYPE)
+    factors = torch.tensor([1.0, 2.0, 3.0], dtype=DTYPE)
+
+    def scaled(factor):
+        # A tensor may be negative, so scale() drops the promise of definiteness; a congruence keeps it.
+        return J.congruence(factor.sqrt().expand(6))
+
+    expected = [scaled(f) for f in factors]
+    found = torch.vmap(lambda f: tuple(scaled(f).slogdet()))(factors)
+    assert_close(found[0], torch.stack([E.slogdet().sign for E in expected]))
+    assert_close(found[1], torch.stack([E.slogdet().logabsdet for E in expected]))
+    assert_close(torch.vmap(J.solve)(v), torch.stack([J.solve(b) for b in v]))
+    value = torch.vmap(lambda f: scaled(f).logdet())(factors)
+    assert_close(value, torch.where(found[0] > 0, found[1], torch.nan), equal_nan=True)
+
+
+def test_a_negative_determinant_has_no_logarithm_where_no_error_can_be_raised():
+    """NaN in vmap and torch.compile, minus infinity for singular matrices, as torch.logdet has it."""
+    diagonals = torch.tensor([[1.0, 2.0], [-1.0, 2.0], [0.0, 2.0]], dtype=DTYPE)
+
+    def logdet(diagonal):
+        return StructuredOperator(2, (GramTerm(torch.eye(2, dtype=DTYPE), diagonal),)).logdet()
+
+    expected = torch.logdet(torch.diag_embed(diagonals))
+    assert_close(torch.vmap(logdet)(diagonals), expected, equal_nan=True)
+    assert_close(torch.compile(logdet, fullgraph=True, backend="aot_eager")(diagonals), expected, equal_nan=True)
+    with pytest.raises(IndefiniteJacobianError, match="1 of 1"):
+        logdet(diagonals[1])
+    with pytest.raises(SingularJacobianError, match="1 of 3"):
+        logdet(diagonals)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_matrix_with_nan_gives_nan_in_its_row_alone(path):
+    """A sample that is NaN is no reason to refuse the others."""
+    torch.manual_seed(3)
+    J = _paths(DTYPE)[path]
+    scale = torch.ones(*J.batch_shape, 1, 1, dtype=DTYPE)
+    scale[1] = torch.nan
+    eye = torch.eye(6, dtype=DTYPE)
+    part = StructuredOperator(6, (GramTerm(eye * scale, torch.ones_like(scale).squeeze(-1).expand(-1, 6)),))
+    part.positive_semidefinite = J.positive_semidefinite
+    broken = SumOperator(J, part)
+    sound = SumOperator(J, StructuredOperator(6, (GramTerm(eye, torch.ones(6, dtype=DTYPE)),)))
+    others = torch.arange(len(scale)) != 1
+    v = torch.randn(*J.batch_shape, 6, dtype=DTYPE)
+    for found, expected in ((broken.slogdet().logabsdet, sound.slogdet().logabsdet), (broken.solve(v), sound.solve(v))):
+        assert bool(found[1].isnan().all())
+        assert_close(found[others], expected[others])
+    assert bool(broken.slogdet().sign[1].isnan())
+
+
+@given(exponent=st.integers(-37, 37), d=st.integers(1, 90), seed=st.integers(0, 100))
+def test_conjugate_gradients_solve_for_right_hand_sides_of_any_size(exponent, d, seed):
+    """Squares of what float32 holds leave its range; a solve must not."""
+    generator = torch.Generator().manual_seed(seed)
+    diagonal = torch.rand(d, generator=generator) + 0.5
+    J = StructuredOperator(d, (), diagonal, positive_semidefinite=True, batch_shape=torch.Size([3]))
+    b = (torch.rand(3, d, generator=generator) + 0.1) * 10.0**exponent
+    b[1, 0] = torch.nan
+    x, failed = conjugate_gradients(J, b)
+    assert not bool(failed.any())
+    assert bool(x[1].isnan().all())
+    expected = b / diagonal
+    assert_close(x[[0, 2]] / 10.0**exponent, expected[[0, 2]] / 10.0**exponent, rtol=1e-3, atol=1e-5)

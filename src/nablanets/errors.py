@@ -36,6 +36,10 @@ class SingularJacobianError(NablaError, ArithmeticError):
     """A Jacobian has no inverse, so its log-determinant or a solve with it does not exist."""
 
 
+class IndefiniteJacobianError(NablaError, ArithmeticError):
+    """A Jacobian has a negative determinant, which has no logarithm."""
+
+
 class ConvergenceError(NablaError, ArithmeticError):
     """An iterative solve did not reach its tolerance."""
 

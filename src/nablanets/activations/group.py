@@ -134,9 +134,11 @@ class Radial(GroupActivation):
         self.profile: ElementwiseActivation = Tanh()
 
     def _radius(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        square = z.square().sum(dim=-1, keepdim=True)
-        norm = torch.sqrt(1 + square)
-        return norm, square / (norm + 1)
+        """N and nu, (*, 1): of z over its largest entry (a constant to differentiation), so that squares are finite."""
+        top = z.detach().abs().amax(dim=-1, keepdim=True).clamp(min=1.0)
+        square = (z / top).square().sum(dim=-1, keepdim=True)  # |z|^2 / top^2
+        norm = top * torch.sqrt(top.pow(-2) + square)
+        return norm, square / (norm / top + 1 / top) * top
 
     def forward(self, z: Tensor) -> Tensor:
         norm, nu = self._radius(z)

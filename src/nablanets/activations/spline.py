@@ -65,6 +65,7 @@ class Spline(ElementwiseActivation):
         start = torch.cat([value[..., :1], value], dim=-1), torch.cat([rise[..., :1], rise], dim=-1), bend
         position = (z + self.radius) / self.step
         piece = position.detach().floor().clamp(-1, self.knots - 1)
+        piece = torch.where(piece.isnan(), 0.0, piece)  # NaN has no piece; t carries it on
         t = position - piece.clamp(min=0)
         index = (piece + 1).long()
         return index, t, self._pick(torch.stack(start, dim=-1), index)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from nablanets import serialization
 from nablanets.errors import InvalidInputError, ShapeError, check_points
 from nablanets.maps.around import LinearChange, SumOfMaps
-from nablanets.maps.solved import Resolvent, solve
+from nablanets.maps.solved import Problem, Resolvent
 from nablanets.newton import Solution
 from nablanets.operators import SymmetricOperator
 from nablanets.quadrature import PathIntegral, potential_between
@@ -133,13 +132,16 @@ class GradientMap(nn.Module, ABC):
     ) -> Solution:
         """Solve f(x) = y for strongly monotone f by damped Newton steps; see :class:`nablanets.newton.Solution`.
 
-        The value is differentiable in y and the parameters (implicitly), also twice.
+        The value is differentiable in y and the parameters (implicitly), also twice. 16-bit types are solved in
+        float32, and the result is rounded. ``vmap`` over y solves all samples together, as a batch of y does; ``vmap``
+        over parameters solves for one after the other.
 
         Args:
             y: right-hand sides.
             tolerance: of |f(x) - y|, relative to 1 + |y|; 64 roundings if None.
             max_steps: Newton steps at most.
             throw: raise if a sample did not converge; else look at ``converged`` and ``residual`` of the result.
+                A sample that fails, or a y that is not finite, does not touch the others.
 
         Raises:
             InvalidInputError: the map is not monotone by construction.
@@ -157,10 +159,7 @@ class GradientMap(nn.Module, ABC):
                 f"{type(self).__name__}: the map is not monotone by construction, so f(x) = y may have no or many "
                 "solutions. Build it with monotone=True; or use prox(y, step) with a small step."
             )
-        return solve(self, y, differentiable=self._differs_in(y), tolerance=tolerance, max_steps=max_steps, throw=throw)
-
-    def _differs_in(self, y: Tensor) -> bool:
-        return y.requires_grad or any(t.requires_grad for t in chain(self.parameters(), self.buffers()))
+        return Problem(self, _itself, tolerance, max_steps, throw).solve(y)
 
     def inverse(self, y: Float[Tensor, "*batch d"], *, tolerance: float | None = None) -> Float[Tensor, "*batch d"]:
         """The x with f(x) = y: the value of :meth:`solve`, which tells about errors.
@@ -203,10 +202,7 @@ class GradientMap(nn.Module, ABC):
                 f"prox: with curvature down to {lower:.3g} the proximal point is unique for steps below "
                 f"{-1 / lower:.3g} only, got {step}. Choose a smaller step, or a monotone map."
             )
-        differs = self._differs_in(y)
-        return solve(
-            Resolvent(self, step), y, differentiable=differs, tolerance=tolerance, max_steps=100, throw=True
-        ).value
+        return Problem(self, lambda net: Resolvent(net, step), tolerance).solve(y).value
 
     def potential_between(
         self, start: Float[Tensor, "*batch d"], end: Float[Tensor, "*batch d"], *, tolerance: float | None = None
@@ -245,6 +241,10 @@ class GradientMap(nn.Module, ABC):
 
     def __sub__(self, other: GradientMap) -> GradientMap:
         return Sum([self, Scale(other, -1.0)]) if isinstance(other, GradientMap) else NotImplemented
+
+
+def _itself(net: GradientMap) -> GradientMap:
+    return net
 
 
 def _rows(module: nn.Module, index: Tensor) -> nn.Module:

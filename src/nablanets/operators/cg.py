@@ -12,6 +12,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from nablanets.tensors import any_of, largest_entry
+
 # Steps at most, for each feature. Exact arithmetic needs one; rounding delays ill-conditioned solves.
 _STEPS_PER_FEATURE = 3
 # A sample stops when its residual is below this many roundings of |b|.
@@ -31,7 +33,8 @@ def conjugate_gradients(operator: Products, b: Tensor) -> tuple[Tensor, Tensor]:
     """x with J x = b, of the shape of b, and where that failed.
 
     Samples stop when their residual is within rounding of |b|; one fails if a direction of no curvature turns up, or
-    if its residual is above the square root of rounding after three times d steps.
+    if its residual is above the square root of rounding after three times d steps. Right-hand sides are solved for
+    divided by their largest entry, since squares of large numbers overflow. Where b or J holds NaN, so does x.
 
     Args:
         operator: J.
@@ -42,20 +45,21 @@ def conjugate_gradients(operator: Products, b: Tensor) -> tuple[Tensor, Tensor]:
     """
     rounding = torch.finfo(b.dtype).eps
     tiny = torch.finfo(b.dtype).tiny
-    b_square = b.square().sum(dim=-1)  # (*batch)
-    target = (_STOP_ROUNDINGS * rounding) ** 2 * b_square
+    scale = largest_entry(b)  # (*batch, 1)
+    residual = b / scale
+    direction = residual
+    residual_square = residual.square().sum(dim=-1)  # (*batch)
+    goal = rounding * residual_square
+    target = _STOP_ROUNDINGS**2 * rounding * goal
     x = torch.zeros_like(b)
-    residual = b.clone()
-    direction = b.clone()
-    residual_square = b_square
-    failed = torch.zeros_like(b_square, dtype=torch.bool)
+    failed = torch.zeros_like(residual_square, dtype=torch.bool)
     for _ in range(_STEPS_PER_FEATURE * operator.features):
         active = (residual_square > target) & ~failed
-        if not bool(active.any()):
+        if not any_of(active):
             break
         product = operator @ direction
         curvature = (direction * product).sum(dim=-1)
-        failed = failed | (active & ~(curvature > 0))
+        failed = failed | (active & (curvature <= 0))
         step_size = torch.where(active & ~failed, residual_square / curvature, 0.0).unsqueeze(-1)
         x = x + step_size * direction
         residual = residual - step_size * product
@@ -63,4 +67,5 @@ def conjugate_gradients(operator: Products, b: Tensor) -> tuple[Tensor, Tensor]:
         momentum = (new_square / residual_square.clamp(min=tiny)).unsqueeze(-1)
         direction = residual + momentum * direction
         residual_square = new_square
-    return x, failed | (residual_square > rounding * b_square)
+    known = torch.isfinite(residual_square).unsqueeze(-1)
+    return torch.where(known, x * scale, torch.nan), failed | (residual_square > goal)

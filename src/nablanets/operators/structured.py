@@ -17,7 +17,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nablanets.errors import SingularJacobianError
 from nablanets.operators.base import SumOperator, SymmetricOperator
 from nablanets.operators.packing import pack, pack_diagonal, unpack
 from nablanets.operators.woodbury import LowRankForm
@@ -152,19 +151,20 @@ class StructuredOperator(SymmetricOperator):
             parts.append(self.shift.sum(dim=-1))
         return sum(parts[1:], parts[0]).expand(self.batch_shape)
 
-    def _logdet(self) -> tuple[Tensor, Tensor]:
-        self._refuse_structural_rank()
+    def _slogdet(self) -> tuple[Tensor, Tensor]:
         if self._low_rank:
-            return self._low_rank_form().logdet()
-        return super()._logdet()
+            return self._low_rank_form().slogdet()
+        if self.structural_fault:
+            zero = torch.zeros_like(self.reference[..., 0])
+            return zero, zero - torch.inf
+        return super()._slogdet()
 
-    def solve(self, b: Tensor) -> Tensor:
-        self._refuse_structural_rank()
-        if not self._low_rank:
-            return super().solve(b)
-        solution, singular = self._low_rank_form().solve(b)
-        self._refuse_singular(singular)
-        return solution
+    def _solve(self, b: Tensor) -> tuple[Tensor, Tensor]:
+        return self._low_rank_form().solve(b) if self._low_rank else super()._solve(b)
+
+    def to(self, dtype: torch.dtype) -> StructuredOperator:
+        terms = tuple(GramTerm(term.factor.to(dtype), term.weights.to(dtype)) for term in self.terms)
+        return self._with(terms, None if self.shift is None else self.shift.to(dtype))
 
     @property
     def _low_rank(self) -> bool:
@@ -185,13 +185,15 @@ class StructuredOperator(SymmetricOperator):
             weights.append(term.weights.expand(*self.batch_shape, term.weights.shape[-1]))
         return LowRankForm(shift, torch.cat(factors, dim=-2), torch.cat(weights, dim=-1))
 
-    def _refuse_structural_rank(self) -> None:
-        if self.shift is None and self.rank_bound < self.features:
-            raise SingularJacobianError(
-                f"This Jacobian has rank at most {self.rank_bound} in {self.features} dimensions, so its determinant "
-                "is zero for every x and it has no inverse. Keep the linear term of the map (linear=True, the "
-                f"default), or use at least {self.features} hidden units."
-            )
+    @property
+    def structural_fault(self) -> str:
+        if self.shift is not None or self.rank_bound >= self.features:
+            return ""
+        return (
+            f"This Jacobian has rank at most {self.rank_bound} in {self.features} dimensions, so its determinant is "
+            "zero for every x and it has no inverse. Keep the linear term of the map (linear=True, the default), or "
+            f"use at least {self.features} hidden units."
+        )
 
     def scale(self, factor: float | Tensor) -> StructuredOperator:
         scalar = factor.unsqueeze(-1) if isinstance(factor, Tensor) else factor

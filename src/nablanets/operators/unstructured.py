@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from nablanets.operators.base import SymmetricOperator
+from nablanets.tensors import is_known
 
 # Up to this size the dense form, d forward-mode derivatives at once, is cheap enough to solve with.
 _DENSE_FEATURES = 64
@@ -73,6 +74,9 @@ class CongruenceOperator(SymmetricOperator):
     def matrix_free(self) -> bool:
         return self.inner.matrix_free
 
+    def to(self, dtype: torch.dtype) -> SymmetricOperator:
+        return CongruenceOperator(self.inner.to(dtype), self.matrix.to(dtype))
+
     def _product(self, v: Tensor) -> Tensor:
         return (self.inner @ (v @ self.matrix.mT)) @ self.matrix
 
@@ -106,16 +110,27 @@ class InverseOperator(SymmetricOperator):
         batch = torch.broadcast_shapes(v.shape, self.shape[:-1])
         return self.inner.solve(v.expand(batch))
 
-    def solve(self, b: Tensor) -> Tensor:
-        return self.inner @ b
+    def _solve(self, b: Tensor) -> tuple[Tensor, Tensor]:
+        product = self.inner @ b
+        return product, torch.zeros_like(product[..., 0], dtype=torch.bool)
 
-    def logdet(self) -> Tensor:
-        return -self.inner.logdet()
+    def _slogdet(self) -> tuple[Tensor, Tensor]:
+        sign, value = self.inner.slogdet()
+        return sign, -value
+
+    @property
+    def structural_fault(self) -> str:
+        return self.inner.structural_fault
+
+    def to(self, dtype: torch.dtype) -> SymmetricOperator:
+        return InverseOperator(self.inner.to(dtype))
 
     def dense(self) -> Tensor:
-        inverse, info = torch.linalg.inv_ex(self.inner.dense())
-        self._refuse_singular(info != 0)
-        return inverse
+        wide = self.inner._wide().dense()
+        inverse, info = torch.linalg.inv_ex(wide)
+        if is_known(info):
+            self._refuse_singular(info != 0)
+        return inverse.to(self.reference.dtype)
 
     def diagonal(self) -> Tensor:
         return self.dense().diagonal(dim1=-2, dim2=-1)

@@ -16,6 +16,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from nablanets.tensors import any_of
+
 
 class LowRankForm(NamedTuple):
     """The parts of S + U^T C U.
@@ -37,16 +39,26 @@ class LowRankForm(NamedTuple):
         identity = torch.eye(rank, dtype=self.weights.dtype, device=self.weights.device)
         return identity + self.weights.unsqueeze(-1) * gram
 
-    def logdet(self) -> tuple[Tensor, Tensor]:
-        """log |det J|, and where J is singular."""
+    def slogdet(self) -> tuple[Tensor, Tensor]:
+        """The sign of det J and log |det J|, for a J that is positive semidefinite.
+
+        So a negative determinant of K is the rounding of zero.
+        """
         sign, of_capacitance = torch.linalg.slogdet(self.capacitance())
-        of_shift = self.shift.log().sum(dim=-1)
-        return of_capacitance + of_shift, sign == 0
+        value = of_capacitance + self.shift.log().sum(dim=-1)
+        if any_of(~(sign > 0)):
+            value = torch.where(sign < 0, -torch.inf, value)
+            sign = torch.where(value.isnan(), value, sign.clamp(min=0))
+        return sign, value
 
     def solve(self, b: Tensor) -> tuple[Tensor, Tensor]:
         """J^{-1} b for b of shape (*batch, d), and where J is singular."""
         start = b / self.shift
         right = self.weights * torch.einsum("...kd,...d->...k", self.factor, start)  # C U S^{-1} b
-        inner, info = torch.linalg.solve_ex(self.capacitance(), right.unsqueeze(-1))
+        capacitance = self.capacitance()
+        inner, info = torch.linalg.solve_ex(capacitance, right.unsqueeze(-1))
         correction = torch.einsum("...kd,...k->...d", self.factor, inner.squeeze(-1)) / self.shift
-        return start - correction, info != 0
+        singular = info != 0
+        if any_of(singular):  # what holds NaN is not known to be singular
+            singular = singular & ~capacitance.isnan().any(dim=-1).any(dim=-1)
+        return start - correction, singular
