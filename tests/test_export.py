@@ -16,7 +16,7 @@ from torch import nn
 from torch.testing import assert_close
 
 import nablanets
-from nablanets import ElementwiseActivation, GradNetC, GradNetM, errors, from_potential
+from nablanets import ElementwiseActivation, GradNetC, GradNetM, errors, export, from_potential
 from nablanets.interop import expressions
 from tests.cases import CASES, D, points
 
@@ -298,3 +298,14 @@ def test_the_map_is_left_alone(tmp_path):
     assert all(p.requires_grad for p in net.parameters())
     assert torch.equal(state, torch.get_rng_state())
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+
+
+def test_a_spline_exported_to_numpy_gives_nan_for_a_bad_row_as_the_map_does(tmp_path):
+    net = GradNetC(3, 5, 2, activation="spline").double()
+    x = torch.randn(4, 3, dtype=torch.float64)
+    x[1, 0] = torch.nan
+    x[2, 1] = torch.inf
+    field = runpy.run_path(str(export(net, tmp_path / "field.py", "numpy").files[0]))
+    found = torch.from_numpy(field["gradient"](x.numpy()))
+    assert bool(found[1].isnan().all())
+    torch.testing.assert_close(found, net(x).detach(), equal_nan=True)
