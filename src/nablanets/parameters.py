@@ -51,6 +51,28 @@ def constrained(raw: Tensor, *, nonnegative: bool) -> Tensor:
     return softplus(raw) if nonnegative else raw
 
 
+def first_tensor(module: nn.Module) -> Tensor | None:
+    """A floating-point parameter or buffer of a module, whose dtype and device stand for the module's; None if none.
+
+    Parameters come before buffers, and own ones before those of the parts. Unlike ``next(module.parameters())`` this
+    builds no iterator over all parts, so that it may be called in every forward pass.
+
+    >>> first_tensor(nn.Sequential(nn.ReLU(), nn.Linear(2, 3))).shape
+    torch.Size([3, 2])
+    """
+    for parameter in module._parameters.values():
+        if parameter is not None and parameter.is_floating_point():
+            return parameter
+    for buffer in module._buffers.values():
+        if buffer is not None and buffer.is_floating_point():
+            return buffer
+    for part in module._modules.values():
+        found = None if part is None else first_tensor(part)
+        if found is not None:
+            return found
+    return None
+
+
 def count_parameters(module: nn.Module) -> int:
     """The number of trainable numbers in a module.
 

@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from nablanets.arrays import as_tensor
 from nablanets.errors import InvalidInputError, VerificationError, check_finite, check_points
 from nablanets.maps import GradientMap
-from nablanets.printing import as_text, make_table
+from nablanets.printing import as_text, html_table, make_table
 from nablanets.quadrature import MOST_PANELS, PANELS, line_integral
 
 if TYPE_CHECKING:
@@ -229,6 +230,9 @@ def _tolerance(x: Tensor, given: float | None) -> float:
     return TOLERANCE[x.dtype] if given is None else given
 
 
+_COLUMNS = ("check", "value", "required", "result")
+
+
 @dataclass(frozen=True)
 class Check:
     """One line of a certificate; ``tolerance`` is None for a value that is only reported."""
@@ -272,10 +276,18 @@ class Certificate:
 
     def table(self) -> Table:
         """The checks as a table for ``console.print`` of rich."""
+        return make_table(_COLUMNS, self._rows(), title=self._title(), numbers={"value"})
+
+    def _title(self) -> str:
         verdict = "passed" if self.passed else "FAILED"
-        title = f"Certificate of {self.subject}: {verdict} ({self.points} points, {self.dtype})"
-        rows = [(check.name, f"{check.value:.2e}", check.requirement, check.result) for check in self.checks]
-        return make_table(("check", "value", "required", "result"), rows, title=title, numbers={"value"})
+        return f"Certificate of {self.subject}: {verdict} ({self.points} points, {self.dtype})"
+
+    def _rows(self) -> list[tuple[str, ...]]:
+        return [(check.name, f"{check.value:.2e}", check.requirement, check.result) for check in self.checks]
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return html_table(_COLUMNS, self._rows(), title=self._title(), numbers={"value"})
 
     def __str__(self) -> str:
         return as_text(self.table())
@@ -333,6 +345,7 @@ def _certificate_points(net: GradientMap, x: Tensor | None, points: int, seed: i
     reference = next(itertools.chain(net.parameters(), net.buffers()))
     if x is None:
         return torch.randn(max(points, 3), net.features, generator=generator).to(reference)
+    x = as_tensor(x, owner="certificate", name="x")
     check_points(x, net.features, owner="certificate")
     check_finite(x, owner="certificate", name="x")
     flat = x.reshape(-1, net.features)

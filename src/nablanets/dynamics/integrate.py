@@ -16,6 +16,7 @@ from nablanets.dynamics.runge_kutta import Gauss, gauss, rk4_step
 from nablanets.dynamics.splitting import SPLITTINGS, Separable, Splitting
 from nablanets.dynamics.systems import System
 from nablanets.errors import InvalidInputError, ShapeError, check_points, unknown_name
+from nablanets.parameters import first_tensor
 
 #: Symplectic for every Hamiltonian system, by name.
 GAUSS = {"midpoint": gauss(1), "gauss4": gauss(2), "gauss6": gauss(3)}
@@ -65,7 +66,7 @@ def integrate(
     >>> x.shape, bool((energy - energy[0]).abs().max() < 1e-6)
     (torch.Size([101, 5, 2]), True)
     """
-    check_points(x0, system.features, owner="integrate", name="x0")
+    check_points(x0, system.features, owner="integrate", name="x0", like=first_tensor(system))
     method = method or ("yoshida4" if isinstance(system, Separable) else "gauss4")
     moments = _moments(times, step)
     flow = Driven(system, inputs)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from nablanets.dynamics.systems import System, check_hamiltonian, rotate
 from nablanets.errors import InvalidInputError, check_points
 from nablanets.maps import GradientMap
+from nablanets.parameters import first_tensor
 from nablanets.serialization import savable
 
 
@@ -66,9 +67,10 @@ class PortHamiltonian(System):
         return rotate(g) - nn.functional.pad(loss, (self.features - loss.shape[-1], 0))
 
     def forward(self, x: Float[Tensor, "*batch d"], u: Tensor | None = None) -> Float[Tensor, "*batch d"]:
-        check_points(x, self.features, owner="PortHamiltonian")
+        like = first_tensor(self)
+        check_points(x, self.features, owner="PortHamiltonian", like=like)
         if u is not None:
-            check_points(u, self.inputs, owner="PortHamiltonian", name="u")
+            check_points(u, self.inputs, owner="PortHamiltonian", name="u", like=like)
         return self.vector_field(x, u)
 
     def vector_field(self, x: Tensor, u: Tensor | None = None) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from nablanets import serialization
 from nablanets.errors import InvalidInputError, check_points
 from nablanets.maps import GradientMap
+from nablanets.parameters import first_tensor
 from nablanets.serialization import savable
 
 
@@ -54,7 +55,7 @@ class SympNet(nn.Module):
         serialization.save(self, path)
 
     def forward(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
-        check_points(x, self.features, owner="SympNet")
+        check_points(x, self.features, owner="SympNet", like=first_tensor(self))
         q, p = x.chunk(2, dim=-1)
         for k, shear in enumerate(self.shears):
             if k % 2 == 0:

@@ -16,6 +16,7 @@ from nablanets import serialization
 from nablanets.dynamics.kinetic import Kinetic
 from nablanets.errors import InvalidInputError, ShapeError, check_points, check_positive_int
 from nablanets.maps import ConditionalGradNet, GradientMap, Pullback, Sum
+from nablanets.parameters import first_tensor
 from nablanets.serialization import savable
 
 
@@ -35,7 +36,7 @@ class System(nn.Module, ABC):
         """Constructor arguments, from which :func:`nablanets.load` rebuilds the system."""
 
     def forward(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
-        check_points(x, self.features, owner=type(self).__name__)
+        check_points(x, self.features, owner=type(self).__name__, like=first_tensor(self))
         return self.vector_field(x)
 
     def linearisation(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d d"]:

@@ -8,11 +8,17 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from nablanets.arrays import as_tensor
 from nablanets.errors import InvalidInputError, ShapeError, check_finite, check_points
 
 
-def check_samples(net: nn.Module, x: Tensor, g: Tensor, *, owner: str) -> tuple[Tensor, Tensor]:
-    """Samples on the device and in the dtype of the network, after checks of shape, type and values."""
+def check_samples(net: nn.Module, x: Any, g: Any, *, owner: str) -> tuple[Tensor, Tensor]:
+    """Samples on the device and in the dtype of the network, after checks of shape, type and values.
+
+    Arrays, tables and lists of numbers are taken as well, see :mod:`nablanets.arrays`.
+    """
+    x = as_tensor(x, owner=owner, name="x")
+    g = as_tensor(g, owner=owner, name="g")
     features = getattr(net, "features", None)
     if not isinstance(features, int):
         features = x.shape[-1] if isinstance(x, Tensor) and x.ndim else 1

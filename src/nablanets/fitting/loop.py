@@ -18,9 +18,10 @@ from nablanets.fitting.batches import Sampler
 from nablanets.fitting.checkpoint import read_checkpoint, write_checkpoint
 from nablanets.fitting.objective import error
 from nablanets.fitting.optimizers import make_stepper, resolve
-from nablanets.fitting.problem import Pair, Problem, Targets, make_problem
-from nablanets.fitting.settings import FitResult, FitSettings, HistoryRow, decibels
+from nablanets.fitting.problem import Pair, Problem, Targets, as_samples, make_problem
+from nablanets.fitting.settings import FitResult, FitSettings, HistoryRow, decibels, setting_names
 from nablanets.fitting.stepper import Stepper
+from nablanets.keywords import check_keywords
 from nablanets.printing import make_progress_bar
 
 #: Called with each row of a history.
@@ -28,6 +29,8 @@ Report: TypeAlias = Callable[[HistoryRow], None]
 
 # A machine that fails costs at most so much time; large networks take a second to write.
 _SECONDS_BETWEEN_CHECKPOINTS = 30.0
+# What fit takes by name beside its settings.
+_KEYWORDS = ("validation", "progress", "checkpoint", "report", "settings")
 
 
 def fit(
@@ -48,7 +51,8 @@ def fit(
 
     Args:
         net: any module that maps (n, d) to (n, d): a gradient map or a baseline.
-        x: points, (n, d); or a function (count, generator) that draws fresh samples (x, g) for every batch.
+        x: points, (n, d), as a tensor, an array, a table or lists of numbers (:mod:`nablanets.arrays`); or a function
+            (count, generator) that draws fresh samples (x, g) for every batch.
         g: gradients at the points, (n, d); or what else is known there, as :class:`SobolevTargets` (potential values,
             Hessian-vector products, incomplete gradients, weights) or other targets; None for fresh samples.
         validation: fraction of the samples to hold out, or a pair (x, g) of validation samples (always a pair for fresh
@@ -71,6 +75,8 @@ def fit(
     >>> result.stop_reason, len(result.history)
     ('steps', 50)
     """
+    check_keywords("fit", changes, (*setting_names(), *_KEYWORDS))
+    x, g = as_samples(x, g, "fit")
     settings = resolve((settings or FitSettings()).update(**changes), net, x, g)
     problem = make_problem(net, x, g, validation, settings)
     stepper = make_stepper(net, problem, settings)

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from nablanets.errors import InvalidInputError, ShapeError, unknown_name
 from nablanets.fitting.batches import Samples, StackedBatches, check_samples, split
 from nablanets.fitting.closed_form import make_loss, num_slots
+from nablanets.fitting.problem import as_samples
 from nablanets.fitting.settings import FitResult, FitSettings, HistoryRow
 from nablanets.fitting.stack import Stack
 
@@ -87,6 +88,7 @@ def fit_many(
     >>> [(m.seed, m.settings.learning_rate) for m in members]
     [(0, 0.001), (1, 0.001), (0, 0.01), (1, 0.01)]
     """
+    x, g = as_samples(x, g, "fit_many")
     common = (settings or FitSettings()).update(**changes)
     _check(common, grid or {})
     seeds = list(range(seeds)) if isinstance(seeds, int) else list(seeds)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from nablanets.errors import InvalidInputError
 from nablanets.fitting.loop import Report, fit, run_fit
 from nablanets.fitting.optimizers import make_levenberg, resolve
-from nablanets.fitting.problem import Pair, Targets, make_problem
+from nablanets.fitting.problem import Pair, Targets, as_samples, make_problem
 from nablanets.fitting.settings import FitResult, FitSettings, StartRecord
 
 
@@ -69,6 +69,7 @@ def fit_best_start(
         raise InvalidInputError(
             f"fit_best_start: expected starts and start_steps >= 1, got {starts} and {start_steps}."
         )
+    x, g = as_samples(x, g, "fit_best_start")
     nets = [build() for _ in range(starts)]
     settings = resolve(settings, nets[0], x, g)
     if settings.optimizer == "levenberg":

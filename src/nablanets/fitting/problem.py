@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from nablanets.arrays import as_tensor
 from nablanets.errors import InvalidInputError
 from nablanets.fitting.batches import Batches, BatchSource, FreshBatches, Sampler, Samples, check_samples, split
 from nablanets.fitting.objective import Objective, PackedTargets, squared_error
@@ -70,6 +71,15 @@ def make_problem(
             f"{type(validation).__name__}."
         )
     return Problem(FreshBatches(net, x, settings.batch_size, generator), held_out, squared_error)
+
+
+def as_samples(x: Any, g: Any, owner: str) -> tuple[Any, Any]:
+    """Points and gradients as tensors where they come as arrays, tables or lists; functions and targets as they are."""
+    if not callable(x):
+        x = as_tensor(x, owner=owner, name="x")
+    if g is not None and not isinstance(g, PackedTargets):
+        g = as_tensor(g, owner=owner, name="g")
+    return x, g
 
 
 def _samples(net: nn.Module, x: Tensor, g: Targets, owner: str) -> Samples:

@@ -8,6 +8,8 @@ from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 from nablanets.errors import InvalidInputError, unknown_name
 from nablanets.fitting.schedule import Decay, Schedule
+from nablanets.keywords import check_keywords, explain_keywords
+from nablanets.printing import html_table
 
 Optimizer: TypeAlias = Literal["auto", "adam", "adamw", "muon", "lbfgs", "levenberg"]
 
@@ -15,6 +17,7 @@ Optimizer: TypeAlias = Literal["auto", "adam", "adamw", "muon", "lbfgs", "levenb
 WITHOUT_LEARNING_RATE = ("lbfgs", "levenberg")
 
 
+@explain_keywords
 @dataclass(frozen=True)
 class FitSettings:
     """How to fit.
@@ -74,10 +77,7 @@ class FitSettings:
 
     def update(self, **changes: Any) -> FitSettings:
         """A copy with some settings changed; an unknown name is an error that offers the nearest ones."""
-        known = [f.name for f in fields(self)]
-        for name in changes:
-            if name not in known:
-                raise unknown_name("fit setting", name, known)
+        check_keywords("fit", changes, setting_names())
         return replace(self, **changes)
 
     def make_schedule(self) -> Schedule:
@@ -88,6 +88,11 @@ class FitSettings:
     def validation_interval(self) -> int:
         """Steps between validations."""
         return self.validate_every or max(1, self.steps // 100)
+
+
+def setting_names() -> tuple[str, ...]:
+    """The names of the fields of :class:`FitSettings`."""
+    return tuple(each.name for each in fields(FitSettings))
 
 
 class HistoryRow(NamedTuple):
@@ -147,6 +152,16 @@ class FitResult:
     seconds: float
     starts: tuple[StartRecord, ...] = ()
     best_start: int = 0
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the outcome, and the history."""
+        outcome = f"{self.best_validation_db:.2f} dB at step {self.best_step}, stopped by {self.stop_reason!r}"
+        rows = []
+        for row in self.history:
+            numbers = (row.step, f"{row.seconds:.1f}", f"{row.training_error:.3e}", f"{row.validation_error:.3e}")
+            rows.append([str(number) for number in numbers])
+        columns = ("step", "seconds", "training error", "validation error")
+        return html_table(columns, rows, title=f"Fit: {outcome}", numbers=set(columns))
 
     @property
     def best_validation_db(self) -> float:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from nablanets.arrays import as_tensor
 from nablanets.errors import InvalidInputError, ShapeError
 from nablanets.fitting.objective import PackedTargets
 from nablanets.maps import GradientMap
@@ -55,6 +56,10 @@ class SobolevTargets(PackedTargets):
             raise InvalidInputError("SobolevTargets: expected directions and products, or neither.")
         if self.gradient is None and self.potential is None and self.products is None:
             raise InvalidInputError("SobolevTargets: expected at least one of gradient, potential and products.")
+        for name in ("gradient", "potential", "directions", "products", "weights"):
+            given = getattr(self, name)
+            if given is not None:
+                object.__setattr__(self, name, as_tensor(given, owner="SobolevTargets", name=name))
         for name in ("potential_weight", "product_weight"):
             if not getattr(self, name) >= 0:
                 raise InvalidInputError(f"SobolevTargets: expected {name} >= 0, got {getattr(self, name)}.")

@@ -13,11 +13,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from nablanets import serialization
-from nablanets.errors import InvalidInputError, ShapeError, check_points
+from nablanets.errors import InvalidInputError, ShapeError, check_points, fits
 from nablanets.maps.around import LinearChange, SumOfMaps
+from nablanets.maps.describing import describe_map
 from nablanets.maps.solved import Problem, Resolvent
 from nablanets.newton import Solution
 from nablanets.operators import SymmetricOperator
+from nablanets.parameters import first_tensor
 from nablanets.quadrature import PathIntegral, potential_between
 from nablanets.serialization import savable
 
@@ -52,19 +54,25 @@ class GradientMap(nn.Module, ABC):
     def config(self) -> dict[str, Any]:
         """Constructor arguments, from which :func:`nablanets.load` rebuilds the map."""
 
+    def _check(self, x: Tensor, name: str = "x") -> None:
+        """Raise unless these are points in ``features`` dimensions, in the dtype and on the device of the map."""
+        like = first_tensor(self)
+        if not fits(x, self.features, like):
+            check_points(x, self.features, owner=type(self).__name__, name=name, like=like)
+
     def forward(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
         """f(x) = grad F(x)."""
-        check_points(x, self.features, owner=type(self).__name__)
+        self._check(x)
         return self._forward(x)
 
     def potential(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch"]:
         """F(x), which f determines up to a constant."""
-        check_points(x, self.features, owner=type(self).__name__)
+        self._check(x)
         return self._potential(x)
 
     def jacobian(self, x: Float[Tensor, "*batch d"]) -> SymmetricOperator:
         """The Jacobian of f at x (the Hessian of F) as a symmetric operator."""
-        check_points(x, self.features, owner=type(self).__name__)
+        self._check(x)
         return self._jacobian(x)
 
     def value_and_jacobian(self, x: Float[Tensor, "*batch d"]) -> tuple[Float[Tensor, "*batch d"], SymmetricOperator]:
@@ -75,7 +83,7 @@ class GradientMap(nn.Module, ABC):
         >>> y.shape, J.logdet().shape
         (torch.Size([5, 3]), torch.Size([5]))
         """
-        check_points(x, self.features, owner=type(self).__name__)
+        self._check(x)
         return self._value_and_jacobian(x)
 
     def _value_and_jacobian(self, x: Tensor) -> tuple[Tensor, SymmetricOperator]:
@@ -83,6 +91,7 @@ class GradientMap(nn.Module, ABC):
 
     def hvp(self, x: Float[Tensor, "*batch d"], v: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
         """The Hessian-vector product J(x) v."""
+        self._check(v, "v")
         return self.jacobian(x) @ v
 
     def laplacian(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch"]:
@@ -153,7 +162,7 @@ class GradientMap(nn.Module, ABC):
         >>> bool(solution.converged.all()), int(solution.iterations.max())
         (True, 1)
         """
-        check_points(y, self.features, owner=type(self).__name__, name="y")
+        self._check(y, "y")
         if not self.monotone:
             raise InvalidInputError(
                 f"{type(self).__name__}: the map is not monotone by construction, so f(x) = y may have no or many "
@@ -193,7 +202,7 @@ class GradientMap(nn.Module, ABC):
         >>> torch.allclose(x + 0.5 * net(x), y)
         True
         """
-        check_points(y, self.features, owner=type(self).__name__, name="y")
+        self._check(y, "y")
         if not step > 0:
             raise InvalidInputError(f"prox: expected step > 0, got {step}.")
         lower = 0.0 if self.monotone else float(self.curvature_bounds()[0])
@@ -212,7 +221,7 @@ class GradientMap(nn.Module, ABC):
         See :func:`nablanets.quadrature.potential_between`, which takes any field.
         """
         for name, point in (("start", start), ("end", end)):
-            check_points(point, self.features, owner=type(self).__name__, name=name)
+            self._check(point, name)
         return potential_between(self, start, end, tolerance=tolerance)
 
     def rows(self, index: Tensor) -> GradientMap:
@@ -227,6 +236,9 @@ class GradientMap(nn.Module, ABC):
     def pullback(self, a: Tensor, b: Tensor | None = None) -> Pullback:
         """x -> A^T f(A x + b), the gradient of F(A x + b). See :class:`Pullback`."""
         return Pullback(self, a, b)
+
+    def __repr__(self) -> str:
+        return describe_map(self, self.config, features=self.features, monotone=self.monotone)
 
     def __add__(self, other: GradientMap) -> GradientMap:
         return Sum([self, other]) if isinstance(other, GradientMap) else NotImplemented

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from nablanets.activations import ActivationSpec, ElementwiseActivation
 from nablanets.intervals import interval_product
+from nablanets.keywords import explain_keywords
 from nablanets.maps.network import GradientNetwork, Parts, UnitsMap
 from nablanets.maps.protocols import AffineParts, CascadeForm, FactoredTerm, OuterTerm
 from nablanets.maps.quadratic import LinearSpec
@@ -133,6 +134,7 @@ def random_projection(units: int, features: int) -> nn.Parameter:
 
 
 @savable
+@explain_keywords
 class GradNetC(CascadedMap, GradientNetwork[CascadeParts]):
     r"""Cascaded gradient network (mGradNet-C if ``monotone``).
 

@@ -11,14 +11,18 @@ from torch import Tensor, nn
 from nablanets import serialization
 from nablanets.activations import ActivationSpec, normalise_spec
 from nablanets.errors import ShapeError, check_points, check_positive_int
+from nablanets.keywords import explain_keywords
 from nablanets.maps.cascaded import CascadedMap, CascadeParts, cascade_responses, random_projection
 from nablanets.maps.conditioner import Conditioner
+from nablanets.maps.describing import describe_map
 from nablanets.maps.quadratic import LinearSpec, make_linear_term
 from nablanets.maps.ridge import RidgeCascade
+from nablanets.parameters import first_tensor
 from nablanets.serialization import savable
 
 
 @savable
+@explain_keywords
 class ConditionalGradNet(nn.Module):
     r"""A network f(x; c) that is the gradient in x of a potential F(x; c), for every context c.
 
@@ -99,6 +103,9 @@ class ConditionalGradNet(nn.Module):
         """Constructor arguments, from which :func:`nablanets.load` rebuilds the network."""
         return self._config
 
+    def __repr__(self) -> str:
+        return describe_map(self, self.config)
+
     def save(self, path: str | Path) -> None:
         """Write architecture and weights to a safetensors file; :func:`nablanets.load` reads it back."""
         serialization.save(self, path)
@@ -117,8 +124,9 @@ class ConditionalGradNet(nn.Module):
 
     def forward(self, x: Float[Tensor, "*batch d"], c: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch d"]:
         """f(x; c)."""
-        check_points(x, self.features, owner="ConditionalGradNet")
-        check_points(c, self.context_features, owner="ConditionalGradNet", name="c")
+        like = first_tensor(self)
+        check_points(x, self.features, owner="ConditionalGradNet", like=like)
+        check_points(c, self.context_features, owner="ConditionalGradNet", name="c", like=like)
         return self.value(x, c)
 
     def value(self, x: Tensor, c: Tensor) -> Tensor:
@@ -156,7 +164,8 @@ class GivenContext(CascadedMap):
     context: Tensor
 
     def __init__(self, net: ConditionalGradNet, context: Tensor) -> None:
-        check_points(context, net.context_features, owner="ConditionalGradNet.given", name="c")
+        like = first_tensor(net)
+        check_points(context, net.context_features, owner="ConditionalGradNet.given", name="c", like=like)
         super().__init__(net.features, monotone=net.monotone)
         self.net = net
         self.register_buffer("context", context)

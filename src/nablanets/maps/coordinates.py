@@ -12,7 +12,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from nablanets.errors import InvalidInputError, ShapeError, check_points, unknown_name
+from nablanets.maps.describing import describe_map
 from nablanets.maps.groups import generated_group
+from nablanets.parameters import first_tensor
 from nablanets.serialization import savable
 
 #: Functions s of the distance r: s(r) and s'(r) / r.
@@ -44,8 +46,11 @@ class Coordinates(nn.Module, ABC):
     def config(self) -> dict[str, Any]:
         """Constructor arguments."""
 
+    def __repr__(self) -> str:
+        return describe_map(self, self.config, features=self.features, outputs=self.outputs)
+
     def forward(self, x: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch m"]:
-        check_points(x, self.features, owner=type(self).__name__)
+        check_points(x, self.features, owner=type(self).__name__, like=first_tensor(self))
         return self.linearise(x)[0]
 
 

@@ -17,6 +17,7 @@ from nablanets.activations import (
 )
 from nablanets.activations.group import Softmax
 from nablanets.intervals import Interval, interval_product
+from nablanets.keywords import explain_keywords
 from nablanets.maps.network import GradientNetwork, Parts
 from nablanets.maps.protocols import AffineParts, ElementwiseForm, FactoredTerm, OuterTerm, SoftmaxForm, UnitForm
 from nablanets.maps.quadratic import LinearSpec
@@ -145,6 +146,7 @@ class ModularNetwork(GradientNetwork[Parts]):
 
 
 @savable
+@explain_keywords
 class GradNetM(ModularNetwork):
     r"""Modular gradient network (mGradNet-M if ``monotone``).
 

@@ -35,7 +35,7 @@ class Parts:
     def combine(self, responses: Tensor, x: Tensor) -> Tensor:
         """W^T r + b + A x for the responses r of the units, (*, units)."""
         y = responses @ self.weight + self.constant
-        return y if self.linear is None else y + self.linear(x)
+        return y if self.linear is None else y + self.linear._forward(x)  # of points that are checked
 
 
 P = TypeVar("P", bound=Parts)

@@ -14,6 +14,7 @@ from nablanets.maps.base import GradientMap
 from nablanets.maps.coordinates import pair_distances
 from nablanets.maps.invariant import CoordinatePullback
 from nablanets.operators import StructuredOperator, SymmetricOperator
+from nablanets.parameters import first_tensor
 from nablanets.serialization import savable
 
 
@@ -110,5 +111,5 @@ class PairAcceleration(nn.Module):
         return {"law": self.pairs.law, "masses": masses, "dimensions": self.dimensions, "kind": self.kind}
 
     def forward(self, x: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch n"]:
-        check_points(x, self.features, owner="PairAcceleration")
+        check_points(x, self.features, owner="PairAcceleration", like=first_tensor(self))
         return self.force(x) / self.pairs.masses().repeat_interleave(self.dimensions)

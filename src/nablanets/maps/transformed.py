@@ -7,6 +7,7 @@ from torch import Tensor
 
 from nablanets.activations import ActivationSpec, GroupActivation
 from nablanets.intervals import Interval, interval_product
+from nablanets.keywords import explain_keywords
 from nablanets.maps.modular import ModularNetwork
 from nablanets.maps.network import Parts
 from nablanets.maps.protocols import FactoredTerm, OuterTerm
@@ -20,6 +21,7 @@ _PLACED_STEPS = 0.01
 
 
 @savable
+@explain_keywords
 class GradNetTransformed(ModularNetwork):
     r"""The gradient of transformed sums of ridge functions, with a learnable transformation per module.
 

@@ -13,9 +13,16 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from nablanets.errors import IndefiniteJacobianError, InvalidInputError, ShapeError, SingularJacobianError
+from nablanets.errors import (
+    IndefiniteJacobianError,
+    InvalidInputError,
+    ShapeError,
+    SingularJacobianError,
+    check_points,
+)
 from nablanets.operators.cg import conjugate_gradients
 from nablanets.operators.determinant import spd_logdet
+from nablanets.operators.display import Displayed
 from nablanets.operators.lanczos import LogdetEstimate, estimate_logdet
 from nablanets.operators.packing import pack
 from nablanets.tensors import any_of, is_known, working_dtype
@@ -35,7 +42,7 @@ class Solved(NamedTuple):
     singular: Bool[Tensor, "*batch"]
 
 
-class SymmetricOperator(ABC):
+class SymmetricOperator(Displayed, ABC):
     """A batch of symmetric d x d matrices, known by what it does.
 
     Attributes:
@@ -88,11 +95,12 @@ class SymmetricOperator(ABC):
         """A^T J A."""
 
     def __matmul__(self, v: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
-        if v.ndim == 0 or v.shape[-1] != self.features:
+        if isinstance(v, Tensor) and (v.ndim == 0 or v.shape[-1] != self.features):
             raise ShapeError(
                 f"J @ v: expected v of shape (*, {self.features}), got {tuple(v.shape)}. v is a batch of vectors; "
                 "for products with matrices use dense()."
             )
+        check_points(v, self.features, owner="J @ v", name="v", like=self.reference)
         return self._product(v)
 
     def trace(self) -> Float[Tensor, "*batch"]:

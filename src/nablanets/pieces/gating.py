@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from nablanets.arrays import as_tensor
 from nablanets.errors import InvalidInputError
 from nablanets.maps import GradientMap, GradNetMixture, Pullback, Quadratic
 from nablanets.pieces.identify import Pieces, identify_pieces
@@ -72,6 +73,8 @@ def fit_pieces(
     >>> len(found), net.monotone
     (2, True)
     """
+    x = as_tensor(x, owner="fit_pieces", name="x")
+    g = as_tensor(g, owner="fit_pieces", name="g")
     found = identify_pieces(x, g, pieces, seed=seed)
     net, gate = mixture_from_pieces(found, x, g, parameters=parameters, monotone=monotone)
     if pieces == 1:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from nablanets.arrays import as_tensor
 from nablanets.errors import InvalidInputError, ShapeError, check_finite, check_points, check_positive_int
 from nablanets.pieces.clusters import find_clusters
 from nablanets.pieces.kplanes import PlaneSearch
@@ -95,6 +96,8 @@ def identify_pieces(x: Tensor, g: Tensor, pieces: int = 3, *, searches: int = 3,
     >>> found.unexplained < 1e-12, [round(float(a.trace())) for a in found.matrices.sort(dim=0).values]
     (True, [2, 6])
     """
+    x = as_tensor(x, owner="identify_pieces", name="x")
+    g = as_tensor(g, owner="identify_pieces", name="g")
     x, g = _checked(x, g, pieces)
     generator = torch.Generator().manual_seed(seed)
     rows = _search_rows(x, pieces, generator)

@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 from torch import Tensor, nn
 
 from nablanets.errors import InvalidInputError, unknown_name
+from nablanets.keywords import check_keywords
 from nablanets.residual.kinds import registered_skips
 
 Normalize = Literal["position", "sample", "channel", "none"]
@@ -155,10 +156,8 @@ class ResidualSettings:
 
         >>> ResidualSettings.of(normalise="sample")  # doctest: +ELLIPSIS
         Traceback (most recent call last):
-        nablanets.errors.UnknownNameError: There is no setting of a gradient residual 'normalise'. Did you mean ...
+        nablanets.errors.UnknownKeywordError: a gradient residual has no argument 'normalise'. Did you mean ...
         """
         known = [each.name for each in fields(cls)]
-        for name in settings:
-            if name not in known:
-                raise unknown_name("setting of a gradient residual", name, known)
+        check_keywords("a gradient residual", settings, known)
         return cls(**settings)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from nablanets.errors import InvalidInputError
+from nablanets.fitting.batches import check_samples
 from nablanets.maps.base import GradientMap
 from nablanets.maps.protocols import HasAffinePart, HasUnits, OuterTerm, require, supports
 from nablanets.pieces.regression import symmetric_regression
@@ -41,6 +42,7 @@ def initialise_affine(net: GradientMap, x: Tensor, g: Tensor) -> None:
     True
     """
     affine: HasAffinePart = require(net, HasAffinePart, owner="initialise_affine")
+    x, g = check_samples(net, x, g, owner="initialise_affine")
     matrix, _ = symmetric_regression(x.double(), g.double())
     if affine.has_linear_term():
         if supports(net, HasUnits):

@@ -7,6 +7,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from nablanets.arrays import as_tensor
 from nablanets.maps.protocols import HasBends, supports
 
 
@@ -31,5 +32,6 @@ def initialise_from_data(net: nn.Module, x: Tensor) -> None:
     True
     """
     if supports(net, HasBends):
+        x = as_tensor(x, owner="initialise_from_data", name="x")
         points = x.to(next(net.parameters(), x))
         cast(HasBends, net).spread_units(points)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from nablanets.arrays import as_tensor
 from nablanets.maps import Constant, Coordinates, GradientMap, Pullback, Scale, Sum
 
 
@@ -25,6 +26,8 @@ def standardised(net: GradientMap, x: Tensor, g: Tensor, *, isotropic: bool = Fa
     >>> standardised(GradNetC(2, 8), x, 5 * x)(x).shape
     torch.Size([50, 2])
     """
+    x = as_tensor(x, owner="standardised", name="x")
+    g = as_tensor(g, owner="standardised", name="g")
     deviation = x.std(dim=0, correction=0)  # (d)
     if isotropic:
         deviation = deviation.square().mean().sqrt().expand_as(deviation)
