@@ -177,7 +177,7 @@ def parameters_are_used(net: GradientMap) -> None:
     assert not unused, f"parameters without gradient: {unused}"
 
 
-_CONSTANTS = ("module.layers.2.bias", "module.skip.2.bias")
+_CONSTANTS = ("module.last.bias",)
 
 
 def nothing_is_changed(net: GradientMap) -> None:

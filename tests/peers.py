@@ -100,6 +100,8 @@ class PlaneField:
 class ConvexField(PlaneField):
     """grad F for F = x1^4 + x1^2/2 + x1 x2/2 + 3 x2^2/2 - x2^3/3, convex on the unit square."""
 
+    convex = True
+
     def potential(self, x: Tensor) -> Tensor:
         a, b = x.unbind(-1)
         return a**4 + a**2 / 2 + a * b / 2 + 1.5 * b**2 - b**3 / 3
@@ -111,6 +113,8 @@ class ConvexField(PlaneField):
 
 class NonconvexField(PlaneField):
     """grad F for F = sin(2 pi x1) cos(pi x2)/4 + x1 x2/2 - x2^2/2."""
+
+    convex = False
 
     def gradient(self, x: Tensor) -> Tensor:
         a, b = x.unbind(-1)

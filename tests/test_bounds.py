@@ -15,7 +15,7 @@ from torch import Tensor
 
 from nablanets import GradNetC, GradNetM
 from nablanets.activations import ACTIVATIONS, ElementwiseActivation, GradientActivation, GroupActivation
-from nablanets.maps import modules
+from nablanets.maps import modular
 from nablanets.maps.transformation import Transformation
 
 UNITS = 4
@@ -115,7 +115,7 @@ def check_values(name: str, monotone: bool) -> None:
 def check_covariance() -> None:
     """The bound of twice the covariance of rows w_i: it holds for all probabilities, and its norm is attained."""
     weight = torch.randn(5, UNITS, 3, dtype=DTYPE)
-    bound = modules._covariance_bound(weight)
+    bound = modular._covariance_bound(weight)
     pairs = [torch.eye(UNITS, dtype=DTYPE)[list(pair)].sum(dim=0) / 2 for pair in itertools.combinations(range(4), 2)]
     probabilities = torch.cat([torch.stack(pairs), torch.rand(50, UNITS, dtype=DTYPE).softmax(dim=-1)])
     mean = torch.einsum("pk,mkd->mpd", probabilities, weight)
@@ -249,8 +249,8 @@ def test_a_value_bound_four_times_too_large_is_caught(name, monotone, monkeypatc
 
 
 def test_a_covariance_bound_four_times_too_loose_is_caught(monkeypatch):
-    original = modules._covariance_bound
-    monkeypatch.setattr(modules, "_covariance_bound", lambda weight: 4 * original(weight))
+    original = modular._covariance_bound
+    monkeypatch.setattr(modular, "_covariance_bound", lambda weight: 4 * original(weight))
     with pytest.raises(AssertionError):
         check_covariance()
     for name in ("softmax", "wsoftmax"):
