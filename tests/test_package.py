@@ -23,7 +23,8 @@ from tests.layers import imports_against_the_order, rooms_of
 SOURCE = Path(nablanets.__file__).parent
 #: From the bottom up; a module may import from rooms before its own.
 ROOMS = [
-    "errors", "interrupt", "extras", "printing", "parameters", "tensors", "intervals", "quadrature", "serialization", "activations", "operators",
+    "errors", "interrupt", "keywords", "arrays", "extras", "printing", "parameters", "tensors", "intervals", "quadrature",
+    "serialization", "activations", "operators",
     "residual", "newton", "maps", "verify", "tables", "fitting", "pieces", "starts", "dynamics", "interop", "cli",
 ]  # fmt: skip
 #: What an installation of the library alone brings.
