@@ -120,6 +120,8 @@ class ConditionalGradNet(nn.Module):
 
         It evaluates this network as it is at the time, and passes derivatives on to its parameters and to c.
         """
+        like = first_tensor(self)
+        check_points(c, self.context_features, owner="ConditionalGradNet.given", name="c", like=like)
         return GivenContext(self, c)
 
     def forward(self, x: Float[Tensor, "*batch d"], c: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch d"]:
@@ -164,8 +166,8 @@ class GivenContext(CascadedMap):
     context: Tensor
 
     def __init__(self, net: ConditionalGradNet, context: Tensor) -> None:
-        like = first_tensor(net)
-        check_points(context, net.context_features, owner="ConditionalGradNet.given", name="c", like=like)
+        # Not compared with the network's dtype: a file's network is converted only once it is built.
+        check_points(context, net.context_features, owner="ConditionalGradNet.given", name="c")
         super().__init__(net.features, monotone=net.monotone)
         self.net = net
         self.register_buffer("context", context)
