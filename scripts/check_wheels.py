@@ -8,6 +8,7 @@ for each package that is not there. Then the studies beside it: their commands, 
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -83,7 +84,7 @@ def check_the_library(environment: Environment) -> None:
     environment.works("python", "-c", examples, str(ROOT / "README.md"))
     write_samples(environment.work / "samples.csv")
     environment.works("nablanets", "--help", says="fit")
-    environment.works("nablanets", "fit", "samples.csv", "--out", "m.safetensors", "--steps", "200", "--monotone")
+    environment.works("nablanets", "fit", "samples.csv", "--out", "m.safetensors", "--steps", "500", "--monotone")
     environment.works("nablanets", "apply", "m.safetensors", "samples.csv")
     environment.works("nablanets", "verify", "m.safetensors", "samples.csv", says="passed")
     environment.works("nablanets", "export", "m.safetensors", "--format", "numpy", "--out", "field.py")
@@ -108,12 +109,14 @@ def check_the_studies(environment: Environment) -> None:
 
 
 def write_samples(path: Path) -> None:
-    """A table of the gradient of x1^2 + x1 x2 + x2^2."""
+    """A table of the gradient of exp(2 x1) + x1 x2 + x2^4, which is convex and not affine."""
     lines = ["x1,x2,g1,g2"]
     for k in range(SAMPLES):
         first = (k * 0.618) % 1
         second = (k * 0.414) % 1
-        lines.append(f"{first},{second},{2 * first + second},{first + 2 * second}")
+        g1 = 2 * math.exp(2 * first) + second
+        g2 = first + 4 * second**3
+        lines.append(f"{first},{second},{g1},{g2}")
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
