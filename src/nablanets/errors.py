@@ -53,6 +53,10 @@ class FitError(NablaError):
     """A fit came to nothing, or could not come to anything."""
 
 
+class DataWarning(UserWarning):
+    """Data that are used, but not as they are, or not to their best."""
+
+
 class ModelFileError(NablaError):
     """A model file cannot be read or written."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,7 +14,7 @@ from torch import Tensor
 from nablanets.cli.app import console
 from nablanets.cli.assessment import affine_error, check_worth_fitting, complaint, monotone_remark
 from nablanets.cli.columns import GColumns, Separator, XColumns, check_out, gradients, points, read
-from nablanets.errors import FitError, InvalidInputError
+from nablanets.errors import DataWarning, FitError, InvalidInputError
 from nablanets.fitting import FitResult, decibels
 from nablanets.fitting import fit as fit_network
 from nablanets.fitting.batches import Samples, split
@@ -65,7 +66,11 @@ def fit(
         _say_if_falling(x, g, force)
     train, held_out = split(x, g, validation, torch.Generator().manual_seed(seed))
     torch.manual_seed(seed)
-    net = standardised(_build(network, x.shape[1], hidden, depth, activation, monotone), *train)
+    with warnings.catch_warnings(record=True) as remarks:
+        warnings.simplefilter("always", DataWarning)
+        net = standardised(_build(network, x.shape[1], hidden, depth, activation, monotone), *train)
+    for remark in remarks:
+        _say(str(remark.message))
     settings = FitSettings(steps=steps, learning_rate=lr, batch_size=batch_size, seed=seed)
     result = fit_network(net, *train, validation=held_out, settings=settings, checkpoint=checkpoint)
     _check_use(result, train, held_out, out, force)

@@ -67,7 +67,7 @@ def apply_model(
     if g_columns is not None or has_gradients(table, names):
         _, g = gradients(table, g_columns, known, file, net.features)
     reference = next(chain(net.parameters(), net.buffers()))
-    x = x.to(reference.dtype)
+    x = net.as_points(x.to(torch.float64))
     values, potential = _evaluate(net, x)
     result = table.frame.copy(deep=False)
     for i, name in enumerate(f_names):
@@ -78,7 +78,7 @@ def apply_model(
     written = ", ".join([*f_names, potential_name])
     console.print(f"{len(result)} rows: {target} ({written})", soft_wrap=True, highlight=False, markup=False)
     if g is not None:
-        relative = error(net, x, g.to(x.dtype)) / float(g.square().sum(dim=1).mean())
+        relative = error(net, x, g.to(reference.dtype)) / float(g.square().sum(dim=1).mean())
         console.print(f"error against the gradients in the file: {decibels(relative):.2f} dB of their mean square")
 
 

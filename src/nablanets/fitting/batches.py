@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from nablanets.arrays import as_tensor
 from nablanets.errors import InvalidInputError, ShapeError, check_finite, check_points
+from nablanets.maps import GradientMap
 
 
 def check_samples(net: nn.Module, x: Any, g: Any, *, owner: str) -> tuple[Tensor, Tensor]:
@@ -32,7 +33,15 @@ def check_samples(net: nn.Module, x: Any, g: Any, *, owner: str) -> tuple[Tensor
     if len(x) != len(g):
         raise ShapeError(f"{owner}: expected as many points as gradients, got {len(x)} points and {len(g)} gradients.")
     reference = next(net.parameters(), x)
-    return x.detach().to(reference), g.detach().to(reference)
+    points = net.as_points(x.detach()) if isinstance(net, GradientMap) else x.detach().to(reference)
+    targets = g.detach().to(reference)
+    for name, value in (("x", points), ("g", targets)):
+        if not bool(torch.isfinite(value).all()):
+            raise InvalidInputError(
+                f"{owner}: {name} has numbers that {value.dtype}, the type of the network, cannot hold. Take other "
+                "units, or net.double()."
+            )
+    return points, targets
 
 
 Samples = tuple[Tensor, Tensor]

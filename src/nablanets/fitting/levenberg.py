@@ -73,6 +73,7 @@ class Levenberg(Stepper):
         validation: samples to compare the starts by.
         rows: how many training samples are used at the beginning, from the first on.
         halve_every: iterations between halvings; if None, all starts stay.
+        unit: that of the targets. Residuals are in multiples of it, so that constants here mean the same for any data.
     """
 
     def __init__(
@@ -83,7 +84,9 @@ class Levenberg(Stepper):
         *,
         rows: int,
         halve_every: int | None,
+        unit: float = 1.0,
     ) -> None:
+        self.unit = unit
         self.net = nets[0]
         self.stack = Stack(nets, torch.float64)
         self.x, self.g = (part.double() for part in train)
@@ -115,6 +118,10 @@ class Levenberg(Stepper):
     def damping(self) -> float:
         """The damping of the start that does best on the training samples."""
         return float(self.dampings[self.error.argmin()])
+
+    @property
+    def error_unit(self) -> float:
+        return self.unit**2
 
     @property
     def stop_reason(self) -> str:
@@ -149,7 +156,8 @@ class Levenberg(Stepper):
         return error
 
     def starts(self) -> tuple[StartRecord, ...]:
-        pairs = zip(self.steps_taken.tolist(), self.last_errors.tolist(), strict=True)
+        last_errors = self.last_errors * self.error_unit
+        pairs = zip(self.steps_taken.tolist(), last_errors.tolist(), strict=True)
         return tuple(StartRecord(steps, error) for steps, error in pairs)
 
     def signature(self) -> dict[str, Any]:
@@ -226,9 +234,9 @@ class Levenberg(Stepper):
     def _normal_equations(self, members: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """J^T J / n (m, p, p), J^T r / n (m, p) and |r|^2 / n (m) of m starts, summed over chunks of samples."""
         theta = self.theta[members]
-        count, size = theta.shape
-        rows = max(_CHUNK_ROWS, _CHUNK // (count * size * self.x.shape[1]))
-        normal = theta.new_zeros(count, size, size)
+        num_nets, size = theta.shape
+        rows = max(_CHUNK_ROWS, _CHUNK // (num_nets * size * self.x.shape[1]))
+        normal = theta.new_zeros(num_nets, size, size)
         gradient = torch.zeros_like(theta)
         error = torch.zeros_like(theta[:, 0])
         for x, g in zip(self.x[: self.rows].split(rows), self.g[: self.rows].split(rows), strict=True):
@@ -238,7 +246,8 @@ class Levenberg(Stepper):
             normal += jacobian.mT @ jacobian
             gradient += (jacobian.mT @ residual.unsqueeze(-1)).squeeze(-1)
             error += residual.square().sum(-1)
-        return normal / self.rows, gradient / self.rows, error / self.rows
+        count = self.rows * self.error_unit  # a number of rows, in the units of squared targets
+        return normal / count, gradient / count, error / count
 
     def _errors(self, theta: Tensor, x: Tensor, g: Tensor) -> Tensor:
         """Mean |f(x) - g|^2 of each row of parameters, (alive,)."""
@@ -247,4 +256,4 @@ class Levenberg(Stepper):
         for points, targets in zip(x.split(rows), g.split(rows), strict=True):
             residual = self.stack.values(theta, points) - targets  # (alive, n, d)
             sums.append(residual.square().sum(dim=(1, 2)))
-        return torch.stack(sums).sum(dim=0) / len(x)
+        return torch.stack(sums).sum(dim=0) / (len(x) * self.error_unit)

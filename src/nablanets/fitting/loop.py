@@ -196,7 +196,7 @@ class _Trainer:
     def _validate(self, total: Tensor) -> HistoryRow:
         """Compare the present weights with the best ones, and write a row of the history."""
         steps = self.step - (self.history[-1].step if self.history else 0)
-        training_error = float(total) / max(steps, 1)
+        training_error = float(total) / max(steps, 1) * self.stepper.error_unit
         start = self.stepper.publish()
         value = error(self.net, *self.problem.validation, self.problem.objective)
         row = HistoryRow(

@@ -29,6 +29,7 @@ from nablanets.errors import InvalidInputError, ShapeError, unknown_name
 from nablanets.fitting.batches import Samples, StackedBatches, check_samples, split
 from nablanets.fitting.closed_form import make_loss, num_slots
 from nablanets.fitting.problem import as_samples
+from nablanets.fitting.scale import unit_for_adam, unit_of_targets
 from nablanets.fitting.settings import FitResult, FitSettings, HistoryRow
 from nablanets.fitting.stack import Stack
 
@@ -142,6 +143,9 @@ class _Program:
         self.theta = self.stack.theta  # (slots, p)
         self.loss = make_loss(self.stack)
         self.adam = _Adam(self.theta, self.settings)
+        units = [unit_for_adam(unit_of_targets(train[1])) for train, _ in own]
+        self.far_from_one = any(unit != 1.0 for unit in units)
+        self.units = self.theta.new_tensor(units).unsqueeze(1)  # of the gradients, (slots or 1, 1)
         self.best = self.theta.clone()
         self.best_error = torch.full_like(self.best[:, 0], math.inf)
         self.history: list[list[HistoryRow]] = [[] for _ in slots]
@@ -167,6 +171,8 @@ class _Program:
 
     def _advance(self, learning_rates: list[float]) -> Tensor:
         loss, gradient = self.loss.with_gradient(self.theta, *self.batches.next())
+        if self.far_from_one:
+            gradient = gradient / self.units.square()
         self.adam.step(gradient, learning_rates)
         return loss
 

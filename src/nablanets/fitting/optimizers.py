@@ -13,6 +13,7 @@ from nablanets.fitting.checkpoint import restore_optimizer
 from nablanets.fitting.levenberg import Levenberg
 from nablanets.fitting.objective import Objective, squared_error
 from nablanets.fitting.problem import Problem
+from nablanets.fitting.scale import unit_for_adam
 from nablanets.fitting.settings import FitSettings
 from nablanets.fitting.stepper import Stepper
 
@@ -31,10 +32,11 @@ _LBFGS_PATIENCE = 10
 def make_stepper(net: nn.Module, problem: Problem, settings: FitSettings) -> Stepper:
     """The optimiser that the settings ask for, with one start."""
     if settings.optimizer == "lbfgs":
-        return LbfgsStepper(net, problem.batches.next(), problem.objective)
+        return LbfgsStepper(net, problem.batches.next(), problem.loss_in(problem.unit), problem.unit)
     if settings.optimizer == "levenberg":
         return make_levenberg([net], problem, settings)
-    return GradientStepper(net, problem.batches, settings, problem.objective)
+    unit = unit_for_adam(problem.unit)
+    return GradientStepper(net, problem.batches, settings, problem.loss_in(unit), unit)
 
 
 def make_levenberg(
@@ -56,7 +58,12 @@ def make_levenberg(
             "Take optimizer='adam' or 'lbfgs'."
         )
     return Levenberg(
-        nets, problem.batches.epoch(), problem.validation, rows=settings.batch_size, halve_every=halve_every
+        nets,
+        problem.batches.epoch(),
+        problem.validation,
+        rows=settings.batch_size,
+        halve_every=halve_every,
+        unit=problem.unit,
     )
 
 
@@ -83,19 +90,32 @@ class GradientStepper(Stepper):
         batches: an endless source of them.
         settings: optimizer, weight_decay, clip_norm.
         objective: a scalar of the network on a batch.
+        unit: that of the targets; the objective is in multiples of its square.
 
     Reference:
         Adam: Kingma and Ba, ICLR 2015. AdamW: Loshchilov and Hutter, ICLR 2019. Muon: Jordan et al., 2024,
         kellerjordan.github.io/posts/muon, with the step size of Liu et al., arXiv:2502.16982.
     """
 
-    def __init__(self, net: nn.Module, batches: BatchSource, settings: FitSettings, objective: Objective) -> None:
+    def __init__(
+        self,
+        net: nn.Module,
+        batches: BatchSource,
+        settings: FitSettings,
+        objective: Objective,
+        unit: float = 1.0,
+    ) -> None:
         self.net = net
+        self.unit = unit
         self.batches = batches
         self.clip_norm = settings.clip_norm
         self.objective = objective
         self.optimizers = _make_optimizers(net, settings)
         self._learning_rate: float | None = None
+
+    @property
+    def error_unit(self) -> float:
+        return self.unit**2
 
     @property
     def learning_rate(self) -> float | None:
@@ -139,13 +159,15 @@ class LbfgsStepper(Stepper):
         net: what is trained.
         samples: all that it is trained on.
         objective: a scalar of the network on the samples.
+        unit: that of the targets; the objective is in multiples of its square.
 
     Reference:
         Nocedal and Wright, Numerical Optimization, 2nd ed., algorithms 7.4, 7.5 and 3.5, in torch.optim.LBFGS.
     """
 
-    def __init__(self, net: nn.Module, samples: Samples, objective: Objective) -> None:
+    def __init__(self, net: nn.Module, samples: Samples, objective: Objective, unit: float = 1.0) -> None:
         self.net = net
+        self.unit = unit
         self.samples = samples
         self.objective = objective
         self.optimizer = torch.optim.LBFGS(
@@ -172,6 +194,10 @@ class LbfgsStepper(Stepper):
         self.without_progress = self.without_progress + 1 if value >= self.lowest_error else 0
         self.lowest_error = min(self.lowest_error, value)
         return loss
+
+    @property
+    def error_unit(self) -> float:
+        return self.unit**2
 
     @property
     def stop_reason(self) -> str:

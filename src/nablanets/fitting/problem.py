@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -11,6 +12,7 @@ from nablanets.arrays import as_tensor
 from nablanets.errors import InvalidInputError
 from nablanets.fitting.batches import Batches, BatchSource, FreshBatches, Sampler, Samples, check_samples, split
 from nablanets.fitting.objective import Objective, PackedTargets, squared_error
+from nablanets.fitting.scale import power_of_two, unit_of_targets, warn_of_units
 from nablanets.fitting.settings import FitSettings
 
 #: Gradients at the points, or what else is known there.
@@ -26,11 +28,22 @@ class Problem(NamedTuple):
         batches: to train on; nothing of the validation samples is among them.
         validation: points and targets.
         objective: of the network on points and targets.
+        unit: the size of the targets, a power of two.
     """
 
     batches: BatchSource
     validation: Samples
     objective: Objective
+    unit: float = 1.0
+
+    def loss_in(self, unit: float) -> Objective:
+        """The objective in multiples of the square of a unit."""
+        if unit == 1.0:
+            return self.objective
+        if self.objective is squared_error:
+            return partial(squared_error, unit=unit)
+        objective = self.objective
+        return lambda net, points, targets: objective(net, points, targets) / unit**2
 
     def signature(self) -> dict[str, Any]:
         """JSON values that tell these samples and this objective from others, for checkpoints."""
@@ -63,14 +76,18 @@ def make_problem(
     if isinstance(x, Tensor) and g is not None:
         train, held_out = split(*_samples(net, x, g, "fit"), held_out, generator)
         objective = g if isinstance(g, PackedTargets) else squared_error
-        return Problem(Batches(*train, settings.batch_size, generator), held_out, objective)
+        warn_of_units(net, x, g if isinstance(g, Tensor) else None)
+        unit = power_of_two(g.size(*train)) if isinstance(g, PackedTargets) else unit_of_targets(train[1])
+        batches = Batches(*train, settings.batch_size, generator)
+        return Problem(batches, held_out, objective, unit)
     if isinstance(x, Tensor) or g is not None or isinstance(held_out, int | float):
         raise InvalidInputError(
             "fit: expected points and gradients; or a function (count, generator) that draws fresh samples, without "
             f"gradients and with validation=(x, g). Got {type(x).__name__}, {type(g).__name__} and validation of type "
             f"{type(validation).__name__}."
         )
-    return Problem(FreshBatches(net, x, settings.batch_size, generator), held_out, squared_error)
+    unit = unit_of_targets(held_out[1])
+    return Problem(FreshBatches(net, x, settings.batch_size, generator), held_out, squared_error, unit)
 
 
 def as_samples(x: Any, g: Any, owner: str) -> tuple[Any, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -124,6 +125,22 @@ class SobolevTargets(PackedTargets):
             products = net.hvp(x, parts.directions)
             loss = loss + self.product_weight * x.shape[1] * _mean_square(products, parts.products, parts.weights)
         return loss
+
+    def size(self, x: Tensor, packed: Tensor) -> float:
+        """The root of the objective of a map that is zero, divided by the number of features."""
+        parts = self._unpack(packed.double(), x.shape[1])
+        total = 0.0
+        if parts.gradient is not None:
+            total += float(_mean_square(torch.zeros_like(parts.gradient.value), parts.gradient, parts.weights))
+        if parts.potential is not None:
+            values = parts.potential.value
+            weights = parts.weights * parts.potential.observed
+            mean = (values * weights).sum() / _positive(weights.sum())
+            total += self.potential_weight * float(_mean_square(mean, parts.potential, parts.weights)) / x.shape[1]
+        if parts.products is not None:
+            zero = torch.zeros_like(parts.products.value)
+            total += self.product_weight * float(_mean_square(zero, parts.products, parts.weights))
+        return math.sqrt(total)
 
     def _unpack(self, packed: Tensor, d: int) -> _Parts:
         present = (self.gradient is not None, self.potential is not None, self.products is not None)

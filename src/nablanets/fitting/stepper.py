@@ -18,7 +18,7 @@ class Stepper(ABC):
         """One step at the given learning rate, which optimisers without one ignore.
 
         Returns:
-            the training error that the step saw, a scalar.
+            the training error that the step saw, a scalar, in multiples of ``error_unit``.
         """
 
     @abstractmethod
@@ -28,6 +28,11 @@ class Stepper(ABC):
     @abstractmethod
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from a state whose tensors may be on another device."""
+
+    @property
+    def error_unit(self) -> float:
+        """What the errors that steps return are multiples of."""
+        return 1.0
 
     @property
     def learning_rate(self) -> float | None:

@@ -65,6 +65,13 @@ class GradientMap(nn.Module, ABC):
         self._check(x)
         return self._forward(x)
 
+    def as_points(self, x: Tensor) -> Tensor:
+        """x on the map's device and in the type in which it takes points: its own, unless it subtracts a centre first.
+
+        A :class:`Pullback` with a centre takes float64, whatever its own type is, and loses no digits.
+        """
+        return x.to(next(self.parameters(), x))
+
     def potential(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch"]:
         """F(x), which f determines up to a constant."""
         self._check(x)
@@ -356,6 +363,9 @@ class Scale(LinearChange, GradientMap):
     def _change(self) -> tuple[Tensor | None, Tensor | None, float]:
         return None, None, self.factor
 
+    def as_points(self, x: Tensor) -> Tensor:
+        return self.inner.as_points(x)
+
     def _forward(self, x: Tensor) -> Tensor:
         return self.factor * self.inner(x)
 
@@ -379,26 +389,42 @@ class Scale(LinearChange, GradientMap):
 
 @savable
 class Pullback(LinearChange, GradientMap):
-    """f(x) = A^T g(A x + b), the gradient of G(A x + b); monotone if g is.
+    """f(x) = A^T g(A (x - c) + b), the gradient of G(A (x - c) + b); monotone if g is.
 
     This is the way to change coordinates (also to standardise data) that keeps the Jacobian symmetric.
+
+    Where points are far from zero compared with their spread (seconds since 1970, say), A x + b would cancel, and the
+    type of g could not even tell points apart. A centre c is kept in float64, whatever type the map has or is
+    converted to, and subtracted in float64 before anything else: such a map takes float64 points as they are.
 
     Args:
         inner: g, with d features.
         matrix: A of shape (d, n), or (d,) for a diagonal matrix.
         offset: b of shape (d,); zero if None.
         trainable: make A and b parameters; else they are buffers.
+        centre: c of shape (n,); zero if None. It is never trained.
 
     >>> from nablanets import GradNetM
     >>> GradNetM(3, 8).pullback(torch.ones(3, 2)).features
     2
+    >>> f = Pullback(GradNetM(1, 8), torch.ones(1), centre=torch.tensor([1.7e9], dtype=torch.double))
+    >>> x = torch.tensor([[1.7e9 + 0.25]], dtype=torch.double)
+    >>> f.image(x).item(), f(x).dtype
+    (0.25, torch.float32)
     """
 
     matrix: Tensor
     offset: Tensor
+    centre: Tensor | None
 
     def __init__(
-        self, inner: GradientMap, matrix: Tensor, offset: Tensor | None = None, *, trainable: bool = False
+        self,
+        inner: GradientMap,
+        matrix: Tensor,
+        offset: Tensor | None = None,
+        *,
+        trainable: bool = False,
+        centre: Tensor | None = None,
     ) -> None:
         if matrix.ndim not in (1, 2) or matrix.shape[0] != inner.features:
             raise ShapeError(
@@ -407,9 +433,12 @@ class Pullback(LinearChange, GradientMap):
             )
         if offset is not None and offset.shape != (inner.features,):
             raise ShapeError(f"Pullback: expected an offset of shape ({inner.features},), got {tuple(offset.shape)}.")
+        if centre is not None and centre.shape != matrix.shape[-1:]:
+            raise ShapeError(f"Pullback: expected a centre of shape ({matrix.shape[-1]},), got {tuple(centre.shape)}.")
         super().__init__(matrix.shape[-1], monotone=inner.monotone)
         self.inner = inner
         self.trainable = trainable
+        self.register_buffer("centre", None if centre is None else centre.detach().double().clone())
         start = matrix.new_zeros(inner.features) if offset is None else offset.detach().clone()
         for name, value in (("matrix", matrix.detach().clone()), ("offset", start)):
             if trainable:
@@ -418,15 +447,40 @@ class Pullback(LinearChange, GradientMap):
                 self.register_buffer(name, value)
 
     def config(self) -> dict[str, Any]:
-        return {"inner": self.inner, "matrix": self.matrix, "offset": self.offset, "trainable": self.trainable}
+        config = {"inner": self.inner, "matrix": self.matrix, "offset": self.offset, "trainable": self.trainable}
+        return config if self.centre is None else config | {"centre": self.centre}
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Pullback:
+        """Conversions to another type leave the centre in float64."""
+        before = self.centre
+        super()._apply(fn, recurse)
+        if before is not None and self.centre is not None:
+            self.centre = before.to(self.centre.device)
+        return self
 
     def _change(self) -> tuple[Tensor | None, Tensor | None, float]:
         matrix = torch.diag(self.matrix) if self.matrix.ndim == 1 else self.matrix
-        return matrix, self.offset, 1.0
+        if self.centre is None:
+            return matrix, self.offset, 1.0
+        shift = matrix.double() @ self.centre
+        return matrix, (self.offset - shift).to(matrix), 1.0
+
+    def _seen(self, x: Tensor) -> Tensor:
+        return self.image(x)
+
+    def as_points(self, x: Tensor) -> Tensor:
+        own = super().as_points(x)
+        return own if self.centre is None else x.to(own.device, torch.promote_types(x.dtype, own.dtype))
 
     def image(self, x: Tensor) -> Tensor:
-        """A x + b."""
-        return (x * self.matrix if self.matrix.ndim == 1 else x @ self.matrix.mT) + self.offset
+        """A (x - c) + b."""
+        if self.centre is not None:
+            x = (x - self.centre).to(self.matrix.dtype)
+        return self._direction(x) + self.offset
+
+    def _direction(self, p: Tensor) -> Tensor:
+        """A p."""
+        return p * self.matrix if self.matrix.ndim == 1 else p @ self.matrix.mT
 
     def _forward(self, x: Tensor) -> Tensor:
         inner = self.inner(self.image(x))
@@ -436,7 +490,7 @@ class Pullback(LinearChange, GradientMap):
         return self.inner.potential(self.image(x))
 
     def along(self, x: Tensor, p: Tensor) -> Callable[[Tensor], Tensor]:
-        return self.inner.along(self.image(x), self.image(p) - self.offset)
+        return self.inner.along(self.image(x), self._direction(p.to(self.matrix.dtype)))
 
     def curvature_envelope(self) -> tuple[Tensor, Tensor]:
         a = torch.diag(self.matrix) if self.matrix.ndim == 1 else self.matrix

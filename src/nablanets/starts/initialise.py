@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from nablanets.arrays import as_tensor
+from nablanets.maps.base import GradientMap
 from nablanets.maps.protocols import HasBends, supports
 
 
@@ -33,5 +34,5 @@ def initialise_from_data(net: nn.Module, x: Tensor) -> None:
     """
     if supports(net, HasBends):
         x = as_tensor(x, owner="initialise_from_data", name="x")
-        points = x.to(next(net.parameters(), x))
+        points = net.as_points(x) if isinstance(net, GradientMap) else x.to(next(net.parameters(), x))
         cast(HasBends, net).spread_units(points)
