@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -70,7 +71,7 @@ class GradientMap(nn.Module, ABC):
 
         A :class:`Pullback` with a centre takes float64, whatever its own type is, and loses no digits.
         """
-        return x.to(next(self.parameters(), x))
+        return x.to(next(chain(self.parameters(), self.buffers()), x))
 
     def potential(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch"]:
         """F(x), which f determines up to a constant."""
