@@ -59,6 +59,8 @@ class GradientMap(nn.Module, ABC):
         """Raise unless these are points in ``features`` dimensions, in the dtype and on the device of the map."""
         like = first_tensor(self)
         if not fits(x, self.features, like):
+            if like is not None and isinstance(x, Tensor):
+                like = self.as_points(x.new_empty(0))  # a map that subtracts a centre takes wider points than its own
             check_points(x, self.features, owner=type(self).__name__, name=name, like=like)
 
     def forward(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
