@@ -12,10 +12,10 @@ from nablanets.errors import NablaError
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line; errors of ours become one message on standard error and exit code 2."""
+    """Run the command line; our errors and those of files become one message on standard error, with exit code 2."""
     try:
         app(args=None if arguments is None else list(arguments), prog_name="nablanets")
-    except NablaError as error:
+    except (NablaError, OSError) as error:
         Console(stderr=True).print(f"nablanets: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from nablanets.cli.app import console
 from nablanets.errors import InvalidInputError, ShapeError
+from nablanets.serialization import check_writable
 from nablanets.tables import ColumnNames, TableFile, find_columns, numbers, read_table_file
 
 XColumns = Annotated[
@@ -69,9 +70,15 @@ def has_gradients(table: TableFile, known: ColumnNames) -> bool:
     return any(name == "g1" or name.startswith(("g1 ", "g1[", "g1(")) for name in names)
 
 
-def check_out(out: Path, *inputs: Path) -> None:
-    """Refuse to write over a file that is read."""
+def check_out(out: Path, *inputs: Path, option: str = "--out") -> None:
+    """Refuse to write over a file that is read, or where nothing can be written, before any work is done."""
+    try:
+        check_writable(out)
+    except OSError as error:
+        raise InvalidInputError(
+            f"{option}: cannot write {out}: {error}. Choose a folder that you may write to, and the name of a file."
+        ) from error
     for file in inputs:
         is_same = out.exists() and file.exists() and out.samefile(file)
         if is_same or out.absolute() == file.absolute():
-            raise InvalidInputError(f"--out: {out} is the file that is read ({file}). Choose another name.")
+            raise InvalidInputError(f"{option}: {out} is the file that is read ({file}). Choose another name.")

@@ -55,6 +55,8 @@ def fit(
     A fit that diverged, or is worse than the best affine map on the samples held out, is not written.
     """
     check_out(out, file)
+    if checkpoint is not None:
+        check_out(checkpoint, file, out, option="--checkpoint")
     table = read(file, separator)
     x_names, x = points(table, x_columns, None, file)
     g_names, g = gradients(table, g_columns, None, file, len(x_names))

@@ -11,15 +11,17 @@ file allows, so that a damaged file is refused within seconds.
 
 from nablanets.serialization.description import decode, encode
 from nablanets.serialization.model_file import load, read_notes, save
-from nablanets.serialization.paths import atomic_path
+from nablanets.serialization.paths import atomic_path, check_writable, is_file
 from nablanets.serialization.registry import ENTRY_POINTS, Configurable, savable
 
 __all__ = [
     "ENTRY_POINTS",
     "Configurable",
     "atomic_path",
+    "check_writable",
     "decode",
     "encode",
+    "is_file",
     "load",
     "read_notes",
     "savable",

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from nablanets.errors import ModelFileError
 from nablanets.serialization.description import decode, encode, has_shared
 from nablanets.serialization.guard import AllocationGuard
-from nablanets.serialization.paths import atomic_path
+from nablanets.serialization.paths import atomic_path, is_file
 
 _HEADER: Final = "nablanets"
 #: Without and with shared parts; versions that know only the first refuse the second.
@@ -163,7 +163,7 @@ class _Content(NamedTuple):
 
 
 def _read(path: Path, device: str | torch.device, *, with_tensors: bool = True) -> _Content:
-    if not path.is_file():
+    if not is_file(path):
         raise ModelFileError(f"there is no model file {path}. Give the path of a file written by net.save().")
     try:
         with safetensors.safe_open(path, framework="pt", device=str(device)) as file:

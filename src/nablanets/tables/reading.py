@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from nablanets.errors import DataFileError, NablaError
+from nablanets.serialization import is_file
 from nablanets.tables.npz import read_npz
 from nablanets.tables.parquet import read_parquet
 from nablanets.tables.table_file import TableFile, check_names
@@ -50,7 +51,7 @@ def read_table_file(path: str | Path, *, separator: str | None = None) -> TableF
     """Read a table with its layout, its units and what was decided in reading it; see :func:`read_table`."""
     path = Path(path)
     suffix = check_suffix(path)
-    if not path.is_file():
+    if not is_file(path):
         raise DataFileError(f"there is no file {path}.")
     reader = _reader(suffix, separator)
     try:
