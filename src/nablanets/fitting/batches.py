@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from nablanets.arrays import as_tensor
 from nablanets.errors import InvalidInputError, ShapeError, check_finite, check_points
+from nablanets.fitting.grids import hold_out
 from nablanets.maps import GradientMap
 
 
@@ -54,20 +55,16 @@ def split(x: Tensor, g: Tensor, validation: float | Samples, generator: torch.Ge
 
     Args:
         x, g: all samples.
-        validation: a fraction in (0, 1) to hold out at random, or the validation samples themselves.
-        generator: draws the held-out rows.
+        validation: a fraction in (0, 1) to hold out, see :func:`~nablanets.fitting.grids.hold_out`: rows at random, and
+            whole lines where points are on a grid; or the validation samples themselves.
+        generator: draws what is held out.
     """
     if not isinstance(validation, int | float):
         return (x, g), validation
-    if not 0 < validation < 1:
-        raise InvalidInputError(f"fit: expected validation to be a fraction in (0, 1) or samples, got {validation}.")
-    held_out = max(1, round(validation * len(x)))
-    if held_out >= len(x):
-        raise InvalidInputError(f"fit: {len(x)} samples are too few to hold out {validation:.0%} of them.")
-    order = torch.randperm(len(x), generator=generator).to(x.device)
-    for_validation = order[:held_out]
-    for_training = order[held_out:]
-    return (x[for_training], g[for_training]), (x[for_validation], g[for_validation])
+    held_out = hold_out(x, validation, generator)
+    for_training = (x[held_out.training], g[held_out.training])
+    for_validation = (x[held_out.validation], g[held_out.validation])
+    return for_training, for_validation
 
 
 class BatchSource(Protocol):

@@ -55,7 +55,8 @@ def fit(
             (count, generator) that draws fresh samples (x, g) for every batch.
         g: gradients at the points, (n, d); or what else is known there, as :class:`SobolevTargets` (potential values,
             Hessian-vector products, incomplete gradients, weights) or other targets; None for fresh samples.
-        validation: fraction of the samples to hold out, or a pair (x, g) of validation samples (always a pair for fresh
+        validation: fraction of the samples to hold out (rows at random, whole lines of grids, see
+            :func:`~nablanets.fitting.grids.hold_out`), or a pair (x, g) of validation samples (always a pair for fresh
             samples).
         progress: show a progress bar.
         checkpoint: a file to keep the state in; if it is there, the fit goes on from it and ends exactly as it would
