@@ -77,7 +77,9 @@ def test_groups_stay_together():
 
 def test_columns_with_few_or_many_values_are_no_grid():
     scattered = torch.rand(60)
-    assert list(grid_columns(torch.stack([scattered, (scattered > 0.5).float(), (9 * scattered).round()], dim=1))) == [2]
+    assert list(grid_columns(torch.stack([scattered, (scattered > 0.5).float(), (9 * scattered).round()], dim=1))) == [
+        2
+    ]
     assert levels(torch.tensor([0.3, 0.0, 0.1 + 0.2, 0.4], dtype=torch.double)).tolist() == [1, 0, 1, 2]
 
 

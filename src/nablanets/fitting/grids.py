@@ -46,7 +46,7 @@ class HeldOut(NamedTuple):
 
 
 def levels(column: Tensor) -> Tensor:
-    """The number of the level of each entry, (n,), counted from the least value; entries that differ by rounding share one.
+    """The number of the level of each entry, (n,), from the least value on; entries that differ by rounding share one.
 
     >>> levels(torch.tensor([0.3, 0.0, 0.1 + 0.2], dtype=torch.double)).tolist()
     [1, 0, 1]
@@ -80,9 +80,7 @@ def grid_columns(x: Tensor) -> dict[int, Tensor]:
     return found
 
 
-def hold_out(
-    x: Tensor, fraction: float, generator: torch.Generator, *, groups: Tensor | None = None
-) -> HeldOut:
+def hold_out(x: Tensor, fraction: float, generator: torch.Generator, *, groups: Tensor | None = None) -> HeldOut:
     """Choose what to hold out: whole groups if there are any, whole lines of grids, else rows at random.
 
     1. With groups, groups at random until the fraction is reached.
