@@ -142,7 +142,7 @@ class _Lines(NamedTuple):
     """Lines of one column that are held out: the level of each sample, how many levels there are, and those chosen."""
 
     level: Tensor
-    count: int
+    total: int
     chosen: Tensor
 
 
@@ -170,7 +170,7 @@ def _whole_lines(lines: dict[int, _Lines], generator: torch.Generator) -> HeldOu
     is_held_out = torch.zeros_like(next(iter(lines.values())).level, dtype=torch.bool)
     for column, line in lines.items():
         is_held_out |= torch.isin(line.level, line.chosen)
-        parts.append(f"{len(line.chosen)} of the {line.count} values of column {column + 1}")
+        parts.append(f"{len(line.chosen)} of the {line.total} values of column {column + 1}")
     numbers = {column: len(line.chosen) for column, line in lines.items()}
     training, validation = _shuffled(is_held_out, generator)
     return HeldOut(training, validation, numbers, f"lines of a grid: {', '.join(parts)}")
