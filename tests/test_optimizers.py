@@ -50,11 +50,11 @@ def test_a_stack_is_its_networks(name):
     stack, x = Stack(nets), torch.rand(6, 2, dtype=torch.float64)
     assert_close(stack.values(stack.theta, x), torch.stack([net(x) for net in nets]))
     jacobian, value = stack.jacobians(stack.theta, x)
-    assert_close(value, torch.stack([net(x) for net in nets]))
+    assert_close(value.mT, torch.stack([net(x) for net in nets]))
     step = 1e-6 * torch.eye(stack.theta.shape[1], dtype=torch.float64)
     for j, e in enumerate(step):
         change = stack.values(stack.theta + e, x) - stack.values(stack.theta - e, x)
-        assert_close(jacobian[..., j], change / 2e-6, rtol=1e-5, atol=1e-7)
+        assert_close(jacobian[:, j].mT, change / 2e-6, rtol=1e-5, atol=1e-7)
     stack.keep(torch.tensor([2]))
     copied = _nets()[name]().double()
     stack.write(0, copied)

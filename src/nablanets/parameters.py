@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import copy
 import math
-from collections.abc import Iterator
-from typing import TypeVar, overload
+from typing import overload
 
 import torch
 import torch.nn.functional as F
@@ -14,8 +11,6 @@ from torch import Tensor, nn
 
 # Above this value softplus(z) = z to the last bit of float64, and exp does not overflow in float32.
 _SOFTPLUS_THRESHOLD = 60.0
-
-M = TypeVar("M", bound=nn.Module)
 
 
 def softplus(z: Tensor) -> Tensor:
@@ -56,6 +51,11 @@ def constrained(raw: Tensor, *, nonnegative: bool) -> Tensor:
     return softplus(raw) if nonnegative else raw
 
 
+def through_constraint(columns: Tensor, raw: Tensor, *, nonnegative: bool) -> Tensor:
+    """Derivatives in ``constrained(raw)``, of a shape that raw can be broadcast to, as derivatives in raw."""
+    return columns * torch.sigmoid(raw) if nonnegative else columns
+
+
 def first_tensor(module: nn.Module) -> Tensor | None:
     """A floating-point parameter or buffer of a module, whose dtype and device stand for the module's; None if none.
 
@@ -85,36 +85,3 @@ def count_parameters(module: nn.Module) -> int:
     8
     """
     return sum(p.numel() for p in module.parameters() if p.requires_grad)
-
-
-def fixed_copy(module: M) -> M:
-    """A deep copy in which buffers that were computed from what carries derivatives are values only.
-
-    >>> module = nn.Module()
-    >>> module.register_buffer("mass", 2 * torch.ones(3, requires_grad=True))
-    >>> fixed_copy(module).mass.requires_grad
-    False
-    """
-    computed = {id(buffer): buffer.detach().clone() for buffer in module.buffers() if not buffer.is_leaf}
-    return copy.deepcopy(module, computed)
-
-
-@contextlib.contextmanager
-def fixed_buffers(module: nn.Module) -> Iterator[None]:
-    """Inside this context, buffers that carry derivatives are values only.
-
-    A training moves parameters. Else each of its steps would go back through what such a buffer was computed by, which
-    autograd can do once.
-    """
-    held = []
-    for part in module.modules():
-        for name, buffer in part._buffers.items():
-            if buffer is not None and buffer.requires_grad:
-                held.append((part._buffers, name, buffer))
-    try:
-        for buffers, name, buffer in held:
-            buffers[name] = buffer.detach().clone()
-        yield
-    finally:
-        for buffers, name, buffer in held:
-            buffers[name] = buffer

@@ -11,7 +11,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from nablanets.parameters import constrained, inverse_softplus
+from nablanets.parameters import constrained, inverse_softplus, through_constraint
+
+
+class ParameterColumns(NamedTuple):
+    """A parameter, and the derivatives of something in it; who returns them says what their shape is."""
+
+    parameter: Tensor
+    columns: Tensor
 
 
 class GradientActivation(nn.Module, ABC):
@@ -58,6 +65,21 @@ class GradientActivation(nn.Module, ABC):
     def potential(self, z: Tensor) -> Tensor:
         """psi(z) with s = grad psi."""
 
+    def parameter_columns(self, z: Tensor) -> list[ParameterColumns] | None:
+        """The derivatives of s(z), (*, *units), in its own parameters; None if they are not known.
+
+        A parameter of shape (*units, k) has derivatives (*, *units, k), and one of shape (*groups, 1) those of all
+        units of a group, (*, *units).
+        """
+        return [] if next(self.parameters(), None) is None else None
+
+    def potential_columns(self, z: Tensor) -> list[ParameterColumns] | None:
+        """The derivatives of psi(z) in its own parameters, as :meth:`parameter_columns`; None if they are not known.
+
+        Elementwise: (*, *units). Groups: (*, *groups).
+        """
+        return [] if next(self.parameters(), None) is None else None
+
 
 class TwoWeights(nn.Module):
     """Two learnable weights a and b of a given shape, positive (softplus) if monotone."""
@@ -71,6 +93,13 @@ class TwoWeights(nn.Module):
 
     def forward(self) -> tuple[Tensor, Tensor]:
         return constrained(self.a_raw, nonnegative=self.monotone), constrained(self.b_raw, nonnegative=self.monotone)
+
+    def columns(self, in_a: Tensor, in_b: Tensor) -> list[ParameterColumns]:
+        """Derivatives in a and b as derivatives in the parameters behind them."""
+        return [
+            ParameterColumns(self.a_raw, through_constraint(in_a, self.a_raw, nonnegative=self.monotone)),
+            ParameterColumns(self.b_raw, through_constraint(in_b, self.b_raw, nonnegative=self.monotone)),
+        ]
 
 
 class ElementwiseActivation(GradientActivation):
@@ -101,6 +130,11 @@ class ElementwiseActivation(GradientActivation):
         """s(z) and s'(z) together; override it where they share work."""
         return self(z), self.derivative(z)
 
+    def all_derivatives(self, z: Tensor) -> tuple[Tensor, Tensor, list[ParameterColumns]] | None:
+        """s(z), s'(z) and :meth:`parameter_columns` together; override it where they share work."""
+        columns = self.parameter_columns(z)
+        return None if columns is None else (*self.value_and_derivative(z), columns)
+
 
 class GroupDerivative(NamedTuple):
     """The Jacobian of a group activation, diag(diagonal) + factors^T diag(weights) factors."""
@@ -127,3 +161,8 @@ class GroupActivation(GradientActivation):
     def value_and_derivative(self, z: Tensor) -> tuple[Tensor, GroupDerivative]:
         """s(z) and its Jacobian together; override it where they share work."""
         return self(z), self.derivative(z)
+
+    def all_derivatives(self, z: Tensor) -> tuple[Tensor, GroupDerivative, list[ParameterColumns]] | None:
+        """s(z), its Jacobian and :meth:`parameter_columns` together; override it where they share work."""
+        columns = self.parameter_columns(z)
+        return None if columns is None else (*self.value_and_derivative(z), columns)

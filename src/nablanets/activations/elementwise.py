@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from nablanets.activations.base import ElementwiseActivation, TwoWeights
+from nablanets.activations.base import ElementwiseActivation, ParameterColumns, TwoWeights
 from nablanets.errors import InvalidInputError
 from nablanets.parameters import softplus
 
@@ -92,6 +92,23 @@ class WTanh(ElementwiseActivation):
         a, b = self.weights()
         t = torch.tanh(z)
         return torch.addcmul(b * z, a - b, t), torch.addcmul(a, b - a, t.square())
+
+    def parameter_columns(self, z: Tensor) -> list[ParameterColumns]:
+        """tanh z and z - tanh z."""
+        t = torch.tanh(z)
+        return self.weights.columns(t, z - t)
+
+    def all_derivatives(self, z: Tensor) -> tuple[Tensor, Tensor, list[ParameterColumns]]:
+        a, b = self.weights()
+        t = torch.tanh(z)
+        rest = z - t
+        value = torch.addcmul(a * t, b, rest)
+        return value, torch.addcmul(a, b - a, t.square()), self.weights.columns(t, rest)
+
+    def potential_columns(self, z: Tensor) -> list[ParameterColumns]:
+        """log cosh z and z^2 / 2 - log cosh z."""
+        value = log_cosh(z)
+        return self.weights.columns(value, z.square() / 2 - value)
 
 
 class Sigmoid(ElementwiseActivation):
@@ -277,6 +294,32 @@ class Polynomial(ElementwiseActivation):
                 square[i + j] = square[i + j] + first * second
         integral = [c / (k + 1) for k, c in enumerate(square)]
         return [torch.zeros_like(q[0]), *integral]
+
+    def parameter_columns(self, z: Tensor) -> list[ParameterColumns]:
+        """z^k; where s' = q^2, 2 sum_j q_j z^(i+j+1) / (i+j+1)."""
+        return [ParameterColumns(self.raw, self._columns(z, integrals=0))]
+
+    def potential_columns(self, z: Tensor) -> list[ParameterColumns]:
+        """The integrals of :meth:`parameter_columns` from zero."""
+        return [ParameterColumns(self.raw, self._columns(z, integrals=1))]
+
+    def _columns(self, z: Tensor, *, integrals: int) -> Tensor:
+        """The derivatives of s in ``raw``, or of its integral, (*, *units, count)."""
+        powers = [torch.ones_like(z)]
+        for _ in range(self.degree + integrals):
+            powers.append(powers[-1] * z)
+        if not self.monotone:
+            columns = [powers[k + integrals] / (k + 1) ** integrals for k in range(self.degree + 1)]
+            return torch.stack(columns, dim=-1)
+        columns = []
+        for i in range(self.raw.shape[-1]):
+            column = torch.zeros_like(z)
+            for j in range(self.raw.shape[-1]):
+                power = i + j + 1
+                weight = 2 * self.raw[..., j] / (power * (power + 1) ** integrals)
+                column = column + weight * powers[power + integrals]
+            columns.append(column)
+        return torch.stack(columns, dim=-1)
 
     def forward(self, z: Tensor) -> Tensor:
         return _horner(self.coefficients(), z)

@@ -7,9 +7,33 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from nablanets.activations.base import ElementwiseActivation, GroupActivation, GroupDerivative, TwoWeights
+from nablanets.activations.base import (
+    ElementwiseActivation,
+    GroupActivation,
+    GroupDerivative,
+    ParameterColumns,
+    TwoWeights,
+)
 from nablanets.activations.elementwise import Tanh
 from nablanets.errors import InvalidInputError
+
+
+def softmax(z: Tensor) -> Tensor:
+    """Softmax over the last dimension, along the first one in memory.
+
+    Groups are a few units, batches many samples. Torch's loops run along the last dimension, over a few numbers at a
+    time; with the first one, the samples, moved there it takes a tenth of the time. The result stays in that order.
+    """
+    if z.ndim < 2:
+        return torch.softmax(z, dim=-1)
+    return torch.softmax(z.movedim(0, -1), dim=-2).movedim(-1, 0)
+
+
+def stacked(first: Tensor, second: Tensor) -> Tensor:
+    """``torch.stack`` before the last dimension, along the first one in memory as in :func:`softmax`."""
+    if first.ndim < 2:
+        return torch.stack([first, second], dim=-2)
+    return torch.stack([first.movedim(0, -1), second.movedim(0, -1)], dim=-3).movedim(-1, 0)
 
 
 class Softmax(GroupActivation):
@@ -20,7 +44,7 @@ class Softmax(GroupActivation):
     bound = 1.0
 
     def forward(self, z: Tensor) -> Tensor:
-        return torch.softmax(z, dim=-1)
+        return softmax(z)
 
     def potential(self, z: Tensor) -> Tensor:
         return torch.logsumexp(z, dim=-1)
@@ -29,7 +53,7 @@ class Softmax(GroupActivation):
         return self.value_and_derivative(z)[1]
 
     def value_and_derivative(self, z: Tensor) -> tuple[Tensor, GroupDerivative]:
-        p = torch.softmax(z, dim=-1)
+        p = softmax(z)
         return p, GroupDerivative(p, p.unsqueeze(-2), -torch.ones_like(p[..., :1]))
 
 
@@ -60,7 +84,7 @@ class WSoftmax(GroupActivation):
 
     def forward(self, z: Tensor) -> Tensor:
         a, b = self.weights()
-        return a * torch.softmax(z, dim=-1) - b * torch.softmax(-z, dim=-1)
+        return a * softmax(z) - b * softmax(-z)
 
     def potential(self, z: Tensor) -> Tensor:
         a, b = self.weights()
@@ -71,10 +95,27 @@ class WSoftmax(GroupActivation):
 
     def value_and_derivative(self, z: Tensor) -> tuple[Tensor, GroupDerivative]:
         a, b = self.weights()
-        p, q = torch.softmax(z, dim=-1), torch.softmax(-z, dim=-1)
+        p, q = softmax(z), softmax(-z)
         weights = -torch.cat([a, b], dim=-1).expand(*z.shape[:-1], 2)
         ap, bq = a * p, b * q
-        return ap - bq, GroupDerivative(ap + bq, torch.stack([p, q], dim=-2), weights)
+        return ap - bq, GroupDerivative(ap + bq, stacked(p, q), weights)
+
+    def parameter_columns(self, z: Tensor) -> list[ParameterColumns]:
+        """softmax(z) and -softmax(-z)."""
+        return self.weights.columns(softmax(z), -softmax(-z))
+
+    def all_derivatives(self, z: Tensor) -> tuple[Tensor, GroupDerivative, list[ParameterColumns]]:
+        value, derivative = self.value_and_derivative(z)
+        p, q = derivative.factors.unbind(-2)
+        return value, derivative, self.weights.columns(p, -q)
+
+    def potential_columns(self, z: Tensor) -> list[ParameterColumns]:
+        """LSE(z) and LSE(-z)."""
+        in_a = torch.logsumexp(z, dim=-1, keepdim=True)
+        in_b = torch.logsumexp(-z, dim=-1, keepdim=True)
+        return [
+            ParameterColumns(parameter, columns.squeeze(-1)) for parameter, columns in self.weights.columns(in_a, in_b)
+        ]
 
 
 class PNorm(GroupActivation):

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from nablanets.activations.base import ElementwiseActivation
+from nablanets.activations.base import ElementwiseActivation, ParameterColumns
 from nablanets.errors import InvalidInputError
-from nablanets.parameters import inverse_softplus, softplus
+from nablanets.parameters import inverse_softplus, softplus, through_constraint
 
 
 class Spline(ElementwiseActivation):
@@ -50,6 +50,23 @@ class Spline(ElementwiseActivation):
         first, steps = self.raw[..., :1], softplus(self.raw[..., 1:]) * self.step
         return torch.cat([first, first + steps.cumsum(dim=-1)], dim=-1)
 
+    def parameter_columns(self, z: Tensor) -> list[ParameterColumns]:
+        """The B-splines B_k(z), of which three are not zero; where the c_k are sums of steps, sums of them."""
+        index, t = self._place(z)
+        interior = (index > 0) & (index < self.knots)
+        bend = torch.where(interior, t.square() / 2, 0.0)  # both ends are straight
+        weights = (0.5 - t + bend, 0.5 + t - 2 * bend, bend)
+        first = (index - 1).clamp(min=0).unsqueeze(-1)
+        numbers = torch.arange(self.knots + 1, device=z.device)
+        basis = torch.zeros_like(z).unsqueeze(-1)
+        for k, weight in enumerate(weights):
+            basis = basis + torch.where(numbers == first + k, weight.unsqueeze(-1), 0.0)  # (*, *units, knots + 1)
+        if self.monotone:
+            sums = basis.flip(-1).cumsum(dim=-1).flip(-1)  # over all B_k from this one on
+            steps = through_constraint(self.step * sums[..., 1:], self.raw[..., 1:], nonnegative=True)
+            basis = torch.cat([sums[..., :1], steps], dim=-1)
+        return [ParameterColumns(self.raw, basis)]
+
     def slope_interval(self) -> tuple[Tensor, Tensor]:
         slopes = self.coefficients().diff(dim=-1) / self.step
         return slopes.amin(-1), slopes.amax(-1)
@@ -63,12 +80,15 @@ class Spline(ElementwiseActivation):
         value, rise = (c[..., 1:] + c[..., :-1]) / 2, c.diff(dim=-1)
         bend = nn.functional.pad(rise.diff(dim=-1) / 2, (1, 1))
         start = torch.cat([value[..., :1], value], dim=-1), torch.cat([rise[..., :1], rise], dim=-1), bend
+        index, t = self._place(z)
+        return index, t, self._pick(torch.stack(start, dim=-1), index)
+
+    def _place(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Index of the piece that holds z, counted from zero, and t = (z - its left knot) / step."""
         position = (z + self.radius) / self.step
         piece = position.detach().floor().clamp(-1, self.knots - 1)
         piece = torch.where(piece.isnan(), 0.0, piece)  # NaN has no piece; t carries it on
-        t = position - piece.clamp(min=0)
-        index = (piece + 1).long()
-        return index, t, self._pick(torch.stack(start, dim=-1), index)
+        return (piece + 1).long(), position - piece.clamp(min=0)
 
     def _pick(self, table: Tensor, index: Tensor) -> Tensor:
         """Rows of a table (*units, pieces, n), at one index per unit and sample (*batch, *units)."""

@@ -35,6 +35,7 @@ import torch
 from torch import Tensor, nn
 
 from nablanets.fitting.batches import Samples
+from nablanets.fitting.normal_equations import add_gram, solve_positive
 from nablanets.fitting.settings import StartRecord
 from nablanets.fitting.stack import Stack
 from nablanets.fitting.stepper import Stepper
@@ -179,16 +180,22 @@ class Levenberg(Stepper):
         self.stack.keep(state["tensors"]["alive"].to(self.x.device))
         for name in self._tensors:
             setattr(self, name, state["tensors"][name].to(self.x.device))
+        self.system = torch.empty_like(self.normal)
 
     def _all_stand_still(self) -> bool:
         return bool((self.without_progress >= _PATIENCE).all())
 
     def _begin(self) -> None:
         """The normal equations of all starts on the present samples, and an end to what was counted on fewer."""
-        everyone = torch.arange(len(self.alive))
+        everyone = torch.arange(len(self.alive), device=self.x.device)
         self.growth = torch.full_like(self.dampings, 2.0)  # what the damping is multiplied by when a step fails
         self.without_progress = torch.zeros_like(self.dampings)
-        self.normal, self.gradient, self.error = self._normal_equations(everyone)
+        size = self.theta.shape[1]
+        self.normal = self.theta.new_empty(len(everyone), size, size)  # the upper triangle
+        self.system = torch.empty_like(self.normal)  # what it becomes with damping, to be overwritten
+        self.gradient = torch.empty_like(self.theta)
+        self.error = torch.empty_like(self.dampings)
+        self._set_normal_equations(everyone)
         self.scale = self.normal.diagonal(dim1=-2, dim2=-1).clone()  # D: (alive, p)
 
     def _halve(self) -> None:
@@ -207,18 +214,19 @@ class Levenberg(Stepper):
 
     def _iterate(self) -> None:
         """One iteration of all starts: solve, compare with the linear model, accept or damp."""
-        scale = self.scale.clamp(min=_LEAST_SCALE)
-        system = self.normal + torch.diag_embed(self.dampings.unsqueeze(1) * scale)  # (alive, p, p)
-        factor, failed = torch.linalg.cholesky_ex(system)
-        step = -torch.cholesky_solve(self.gradient.unsqueeze(-1), factor).squeeze(-1)  # (alive, p)
+        damped = self.dampings.unsqueeze(1) * self.scale.clamp(min=_LEAST_SCALE)  # mu D, (alive, p)
+        self.system.copy_(self.normal)
+        self.system.diagonal(dim1=-2, dim2=-1).add_(damped)
+        ascent, solved = solve_positive(self.system, self.gradient)
+        step = -ascent  # (alive, p)
 
         tried = self.theta + step
         error = self._errors(tried, self.x[: self.rows], self.g[: self.rows])
-        # |r + J step|^2 = |r|^2 + 2 step . gradient + step . normal step
-        linear_term = 2 * (step * self.gradient).sum(-1)
-        quadratic_term = (step * (self.normal @ step.unsqueeze(-1)).squeeze(-1)).sum(-1)
-        gain = (self.error - error) / (-linear_term - quadratic_term)
-        accepted = (gain > 0) & torch.isfinite(error) & (failed == 0)
+        # The linear model's |r|^2 - |r + J step|^2 = -2 step . gradient - step . normal step, where the step solves
+        # normal step = -gradient - mu D step.
+        fall = (step * (damped * step - self.gradient)).sum(-1)
+        gain = (self.error - error) / fall
+        accepted = (gain > 0) & torch.isfinite(error) & solved
         self.theta = torch.where(accepted.unsqueeze(1), tried, self.theta)
 
         shrink = (1 - (2 * gain - 1) ** 3).clamp(min=1 / 3)
@@ -228,26 +236,27 @@ class Levenberg(Stepper):
 
         moved = accepted.nonzero().squeeze(1)
         if len(moved):
-            self.normal[moved], self.gradient[moved], self.error[moved] = self._normal_equations(moved)
+            self._set_normal_equations(moved)
             self.scale = torch.maximum(self.scale, self.normal.diagonal(dim1=-2, dim2=-1))
 
-    def _normal_equations(self, members: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """J^T J / n (m, p, p), J^T r / n (m, p) and |r|^2 / n (m) of m starts, summed over chunks of samples."""
-        theta = self.theta[members]
-        num_nets, size = theta.shape
-        rows = max(_CHUNK_ROWS, _CHUNK // (num_nets * size * self.x.shape[1]))
-        normal = theta.new_zeros(num_nets, size, size)
+    def _set_normal_equations(self, members: Tensor) -> None:
+        """J^T J / n (p, p), J^T r / n (p) and |r|^2 / n of some starts, summed over chunks of samples."""
+        theta = self.theta if len(members) == len(self.theta) else self.theta[members]
+        places = members.tolist()
+        weight = 1 / (self.rows * self.error_unit)  # of a row, in the units of squared targets
+        rows = max(_CHUNK_ROWS, _CHUNK // (theta.numel() * self.x.shape[1]))
+        self.normal[members] = 0.0
         gradient = torch.zeros_like(theta)
         error = torch.zeros_like(theta[:, 0])
         for x, g in zip(self.x[: self.rows].split(rows), self.g[: self.rows].split(rows), strict=True):
-            jacobian, value = self.stack.jacobians(theta, x, members)  # (m, n, d, p), (m, n, d)
-            jacobian = jacobian.flatten(1, 2)  # (m, n d, p)
-            residual = (value - g).flatten(1)  # (m, n d)
-            normal += jacobian.mT @ jacobian
-            gradient += (jacobian.mT @ residual.unsqueeze(-1)).squeeze(-1)
+            jacobian, value = self.stack.jacobians(theta, x, members)  # (m, p, d, n), (m, d, n)
+            jacobian = jacobian.flatten(2)  # (m, p, d n), the transpose of J
+            residual = (value - g.mT).flatten(1)  # (m, d n)
+            add_gram(self.normal, places, jacobian, weight)
+            gradient += (jacobian @ residual.unsqueeze(-1)).squeeze(-1)
             error += residual.square().sum(-1)
-        count = self.rows * self.error_unit  # a number of rows, in the units of squared targets
-        return normal / count, gradient / count, error / count
+        self.gradient[members] = gradient * weight
+        self.error[members] = error * weight
 
     def _errors(self, theta: Tensor, x: Tensor, g: Tensor) -> Tensor:
         """Mean |f(x) - g|^2 of each row of parameters, (alive,)."""

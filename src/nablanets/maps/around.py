@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from nablanets.activations.base import ParameterColumns
 from nablanets.errors import InvalidInputError
 from nablanets.maps.protocols import (
     Composition,
@@ -16,9 +17,11 @@ from nablanets.maps.protocols import (
     HasAffinePart,
     HasBends,
     HasOuterTerms,
+    HasParameterJacobian,
     HasProfiles,
     HasUnits,
     OuterTerm,
+    ParameterJacobian,
     lacking,
     supports,
 )
@@ -51,6 +54,37 @@ class AroundOne(Composition):
     def _passed_on(self, term: OuterTerm) -> OuterTerm:
         return term.through(self._seen, self._back)
 
+    def parameter_jacobian(self, x: Tensor, left: Tensor) -> ParameterJacobian | None:
+        """Those of g at h(x), times B(x); None if B or h are trained themselves."""
+        seen = self._seen(x)  # (*, n, features of g)
+        identity = torch.eye(seen.shape[-1], dtype=left.dtype, device=left.device)
+        inside = None if self._is_trained() else self.inner.parameter_jacobian(seen.flatten(0, -2), identity)
+        if inside is None:
+            return None
+
+        def outside(columns: Tensor) -> Tensor:
+            """From derivatives of g (p, features of g, points) to those of B f, (p, k, n)."""
+            spread = columns.unflatten(-1, seen.shape[:-1])  # (p, features of g, *, n)
+            back = self._back(x, spread.movedim((0, 1), (-1, -2)))  # (n, d, p)
+            return (left @ back).movedim((0, 1, 2), (2, 1, 0))
+
+        value, found = inside
+        passed_on = []
+        for parameter, columns in found:
+            own = outside(columns.reshape(-1, *columns.shape[-2:]))
+            passed_on.append(ParameterColumns(parameter, own.reshape(*parameter.shape, *own.shape[-2:])))
+        outer_value = outside(value.reshape(-1, *value.shape[-2:]))
+        return outer_value.reshape(*value.shape[:-2], *outer_value.shape[-2:]), passed_on
+
+    def _is_trained(self) -> bool:
+        """Whether the change of coordinates has parameters of its own."""
+        module = cast(nn.Module, self)
+        own = list(module.parameters(recurse=False))
+        for name, part in module.named_children():
+            if name != "inner":
+                own += part.parameters()
+        return bool(own)
+
     def unit_groups(self) -> int:
         return self.inner.unit_groups()
 
@@ -81,6 +115,15 @@ class LinearChange(AroundOne):
         matrix, _, factor = self._change()
         scaled = factor * columns
         return scaled if matrix is None else matrix.mT @ scaled
+
+    def parameter_jacobian(self, x: Tensor, left: Tensor) -> ParameterJacobian | None:
+        """Those of B f = (c B A^T) g at A x + b: the map inside multiplies its own weights by c B A^T."""
+        if self._is_trained():
+            return None
+        matrix, _, factor = self._change()
+        scaled = left if factor == 1.0 else factor * left
+        own = scaled if matrix is None else scaled @ matrix.mT
+        return cast("ParameterJacobian | None", self.inner.parameter_jacobian(self._seen(x), own))
 
     def _passed_on(self, term: OuterTerm) -> OuterTerm:
         if not isinstance(term, FactoredTerm):
@@ -163,6 +206,18 @@ class SumOfMaps(Composition):
         for part in self.parts:
             total = total + (part.outer_rest(x) if supports(part, HasOuterTerms) else part(x))
         return total
+
+    def parameter_jacobian(self, x: Tensor, left: Tensor) -> ParameterJacobian | None:
+        """Those of all parts; None if one of them does not know its own."""
+        total = x.new_zeros(())
+        found: list[ParameterColumns] = []
+        for part in self.parts:
+            own = part.parameter_jacobian(x, left) if supports(part, HasParameterJacobian) else None
+            if own is None:
+                return None
+            total = total + own[0]
+            found += own[1]
+        return total, found
 
     def unit_terms(self) -> list[OuterTerm]:
         parts = self._that_support(HasUnits)

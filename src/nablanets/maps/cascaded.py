@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from nablanets.activations import ActivationSpec, ElementwiseActivation
+from nablanets.activations.base import ParameterColumns
 from nablanets.intervals import interval_product
 from nablanets.keywords import explain_keywords
 from nablanets.maps.network import GradientNetwork, Parts, UnitsMap
-from nablanets.maps.protocols import AffineParts, CascadeForm, FactoredTerm, OuterTerm
+from nablanets.maps.protocols import AffineParts, CascadeForm, FactoredTerm, OuterTerm, ParameterJacobian
 from nablanets.maps.quadratic import LinearSpec
 from nablanets.maps.ridge import RidgeCascade
 from nablanets.operators import GramTerm
@@ -212,6 +213,32 @@ class GradNetC(CascadedMap, GradientNetwork[CascadeParts]):
         """Random features: W from N(0, scale^2) and the offsets of the first layer from N(0, 1)."""
         self.projection.normal_(std=scale)
         self.ridge.bias[0].normal_()
+
+    def parameter_jacobian(self, x: Tensor, left: Tensor) -> ParameterJacobian | None:
+        r"""Of B f(x), with f = sum_k w_k phi_k(w_k . x) + b + A x; see :class:`~.protocols.HasParameterJacobian`.
+
+        In w_kj: :math:`B (e_j \phi_k + w_k \phi_k' x_j)`; in a parameter q of phi_k:
+        :math:`B w_k\, \partial\phi_k / \partial q`. The formulas are ours. None for subclasses, which may be something
+        else.
+        """
+        points = x.mT.contiguous()  # (d, n)
+        ridge = self.ridge.derivatives(self.projection.mT @ points)
+        if ridge is None or type(self) is not GradNetC:
+            return None
+        vectors = self.projection.mT @ left.mT  # B w, (*, h, k)
+        back = ridge.slope.unsqueeze(-2) * vectors.unsqueeze(-1)  # (*, h, k, n)
+        in_projection = back.unsqueeze(-4) * points[:, None, None, :]  # (*, d, h, k, n)
+        axes = left.mT[:, None, :, None]  # B e_j, (d, 1, k, 1)
+        in_projection = torch.addcmul(in_projection, axes, ridge.value[..., None, :, None, :])
+        found = [ParameterColumns(self.projection, in_projection)]
+        rows = ridge.rows.unsqueeze(-2) * vectors[..., None, :, :, None]  # (*, rows, h, k, n)
+        for parameter, place in ridge.places:
+            found.append(ParameterColumns(parameter, rows[..., place, :, :, :]))
+        for parameter, columns in ridge.further:  # (*, h, ..., n)
+            own = vectors.reshape(*vectors.shape[:-1], *[1] * (columns.ndim - vectors.ndim), -1, 1)
+            found.append(ParameterColumns(parameter, columns.unsqueeze(-2) * own))
+        value = vectors.mT @ ridge.value  # (*, k, n)
+        return self._with_affine_columns(value, found, x, left)
 
     def unit_form(self) -> CascadeForm | None:
         """The cascade, if its activation has no parameters; a subclass says for itself whether it still is that."""

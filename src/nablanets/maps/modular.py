@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,14 +15,23 @@ from nablanets.activations import (
     GroupDerivative,
     make_activation,
 )
+from nablanets.activations.base import ParameterColumns
 from nablanets.activations.group import Softmax
 from nablanets.intervals import Interval, interval_product
 from nablanets.keywords import explain_keywords
 from nablanets.maps.network import GradientNetwork, Parts
-from nablanets.maps.protocols import AffineParts, ElementwiseForm, FactoredTerm, OuterTerm, SoftmaxForm, UnitForm
+from nablanets.maps.protocols import (
+    AffineParts,
+    ElementwiseForm,
+    FactoredTerm,
+    OuterTerm,
+    ParameterJacobian,
+    SoftmaxForm,
+    UnitForm,
+)
 from nablanets.maps.quadratic import LinearSpec
 from nablanets.operators import GramTerm
-from nablanets.parameters import constrained, inverse_softplus, softplus, units_last
+from nablanets.parameters import constrained, inverse_softplus, softplus, through_constraint, units_last
 from nablanets.serialization import savable
 
 # Root mean square over the units of the standard deviation of t W x over the data: of units whose bends are spread...
@@ -30,6 +39,20 @@ _SPREAD = 1.35
 # ... and of placed units, times (units / features)^(1/4), so that what softmax adds to the affine map is as small at
 # any width.
 _PLACED_SPREAD = 0.25
+
+
+class UnitDerivatives(NamedTuple):
+    """What the units of a modular network do at n points, for vectors B W^T.
+
+    Attributes:
+        response: r(z), (*, M, h, n).
+        back: B W^T dr/dz, (*, M, h, k, n).
+        found: B W^T times the derivatives of r in parameters, (*parameter.shape, k, n).
+    """
+
+    response: Tensor
+    back: Tensor
+    found: list[ParameterColumns]
 
 
 class ModularNetwork(GradientNetwork[Parts]):
@@ -105,6 +128,55 @@ class ModularNetwork(GradientNetwork[Parts]):
         shape = self.weight.shape[:2]
         lower, upper = (torch.einsum("mhi,mh,mhj->ij", self.weight, c.expand(shape), self.weight) for c in bounds)
         return lower, upper
+
+    def parameter_jacobian(self, x: Tensor, left: Tensor) -> ParameterJacobian | None:
+        r"""Of B f(x), with f = sum_m W_m^T r_m(z_m) + b + A x; see :class:`~.protocols.HasParameterJacobian`.
+
+        With u = W x, :math:`z = t (u + b)` and :math:`G = B W^\top\, \partial r / \partial z` the derivatives are
+        :math:`t\,G_k x_j + B e_j r_k` in W_kj, :math:`t\,G_k` in b_k, and :math:`\sum_k G_k (u_k + b_k)` over the units
+        of a module in its t; those in the parameters of r are :math:`B W^\top \partial r`. The formulas are ours.
+        """
+        points = x.mT.contiguous()  # (d, n)
+        products = self.projection.flatten(-2).mT @ points  # W x, (*, M h, n)
+        shifted = products.unflatten(-2, self.hidden_bias.shape[-2:]) + self.hidden_bias.unsqueeze(-1)  # (*, M, h, n)
+        vectors = torch.einsum("...dmh,kd->...mhk", self.projection, left)  # B w of all units
+        sharpness = self._sharpness()[..., None, None]
+        units = self._unit_derivatives((sharpness * shifted).movedim(-1, 0), vectors)
+        if units is None:
+            return None
+        in_bias = sharpness.unsqueeze(-1) * units.back  # (*, M, h, k, n)
+        axes = left.mT[:, None, None, :, None]  # B e_j, (d, 1, 1, k, 1)
+        in_projection = in_bias.unsqueeze(-5) * points[:, None, None, None, :]  # (*, d, M, h, k, n)
+        in_projection = torch.addcmul(in_projection, axes, units.response[..., None, :, :, None, :])
+        in_sharpness = (units.back * shifted.unsqueeze(-2)).sum(dim=-3)  # (*, M, k, n)
+        in_sharpness = through_constraint(in_sharpness, self.sharpness_raw[..., None, None], nonnegative=True)
+        found = [
+            *units.found,
+            ParameterColumns(self.projection, in_projection),
+            ParameterColumns(self.hidden_bias, in_bias),
+            ParameterColumns(self.sharpness_raw, in_sharpness),
+        ]
+        value = vectors.flatten(-3, -2).mT @ units.response.flatten(-3, -2)  # (*, k, n)
+        return self._with_affine_columns(value, found, x, left)
+
+    @abstractmethod
+    def _unit_derivatives(self, z: Tensor, vectors: Tensor) -> UnitDerivatives | None:
+        """What the units do with z, (n, *, M, h) with the samples as the fast axis in memory, and B W^T, (*, M, h, k).
+
+        None if the activation does not know the derivatives in its parameters, or a subclass may be something else.
+        """
+
+    def _activation_columns(self, parameter: Tensor, columns: Tensor, vectors: Tensor) -> Tensor:
+        """From derivatives of s in a parameter, (n, *parameter.shape) or (n, *, M, h), to those of sum_k V_k s_k.
+
+        The vectors V are (*, M, h, k), the result is (*parameter.shape, k, n).
+        """
+        by_unit = columns.movedim(0, -1)  # (*, M, h, ..., n)
+        if isinstance(self.units, GroupActivation):  # one number for all units of a module
+            return (vectors.mT @ by_unit).unsqueeze(-3)  # (*, M, 1, k, n)
+        further = parameter.ndim - vectors.ndim + 1
+        own = vectors.reshape(*vectors.shape[:-1], *[1] * further, -1, 1)
+        return own * by_unit.unsqueeze(-2)
 
     def unit_groups(self) -> int:
         """The modules."""
@@ -253,6 +325,22 @@ class GradNetM(ModularNetwork):
     def _set_gain(self, gain: Tensor) -> None:
         self.scale_raw.copy_(inverse_softplus(gain) if self.monotone else gain)
 
+    def _unit_derivatives(self, z: Tensor, vectors: Tensor) -> UnitDerivatives | None:
+        """r = a s."""
+        known = self.units.all_derivatives(z)
+        if known is None or type(self) is not GradNetM:
+            return None
+        value, derivative, inside = known
+        value = value.movedim(0, -1)  # (*, M, h, n)
+        scale = self._scale()[..., None, None]
+        weighted = scale * vectors
+        in_scale = vectors.mT @ value  # (*, M, k, n)
+        in_scale = through_constraint(in_scale, self.scale_raw[..., None, None], nonnegative=self.monotone)
+        found = [ParameterColumns(self.scale_raw, in_scale)]
+        for parameter, own in inside:
+            found.append(ParameterColumns(parameter, self._activation_columns(parameter, own, weighted)))
+        return UnitDerivatives(scale * value, times_derivative(weighted, derivative), found)
+
     def unit_form(self) -> UnitForm | None:
         """The activation, if it has no parameters and is known; a subclass says for itself whether it still is that."""
         if type(self) is not GradNetM or self.units.state_dict():
@@ -273,6 +361,19 @@ class GradNetM(ModularNetwork):
     def unit_parameters(self) -> tuple[Tensor, ...]:
         """None: the activations known have no parameters."""
         return ()
+
+
+def times_derivative(vectors: Tensor, derivative: Tensor | GroupDerivative) -> Tensor:
+    """Vectors (*, M, h, k) times the Jacobian of an activation at n points, module by module: (*, M, h, k, n)."""
+    spread = vectors.unsqueeze(-1)
+    if not isinstance(derivative, GroupDerivative):
+        return spread * derivative.movedim(0, -1).unsqueeze(-2)
+    result = spread * derivative.diagonal.movedim(0, -1).unsqueeze(-2)
+    for factor, weight in zip(derivative.factors.unbind(-2), derivative.weights.unbind(-1), strict=True):
+        units = factor.movedim(0, -1)  # (*, M, h, n)
+        weighted = weight.movedim(0, -1).unsqueeze(-2) * (vectors.mT @ units)  # (*, M, k, n)
+        result = torch.addcmul(result, weighted.unsqueeze(-3), units.unsqueeze(-2))
+    return result
 
 
 def difference_scales(num_modules: int) -> Tensor:

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from nablanets.activations import ActivationSpec, normalise_spec
+from nablanets.activations.base import ParameterColumns
 from nablanets.errors import InvalidInputError, check_positive_int
 from nablanets.maps.base import GradientMap
-from nablanets.maps.protocols import FactoredTerm, OuterTerm
-from nablanets.maps.quadratic import LinearSpec, Quadratic, make_linear_term
+from nablanets.maps.protocols import FactoredTerm, OuterTerm, ParameterJacobian
+from nablanets.maps.quadratic import LinearSpec, Quadratic, constant_columns, make_linear_term
 from nablanets.operators import GramTerm, StructuredOperator, SymmetricOperator
 
 
@@ -196,6 +197,17 @@ class GradientNetwork(UnitsMap[P]):
         """b from U(-1, 1) / sqrt(d), the authors' start."""
         bound = self.features**-0.5
         self.bias.uniform_(-bound, bound)
+
+    def _with_affine_columns(
+        self, value: Tensor, found: list[ParameterColumns], x: Tensor, left: Tensor
+    ) -> ParameterJacobian | None:
+        """B f(x) from that of the units, and the derivatives with those in b and A."""
+        value = value + left @ self.bias.unsqueeze(-1)
+        found = [*found, constant_columns(self.bias, x, left)]
+        if self.linear is None:
+            return value, found
+        linear = self.linear.parameter_jacobian(x, left)
+        return None if linear is None else (value + linear[0], found + linear[1])
 
     def _linear_matrix(self) -> Tensor | None:
         return None if self.linear is None else self.linear.matrix()

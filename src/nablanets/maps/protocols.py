@@ -12,6 +12,7 @@ HasBends              hidden units can be put where the data are        initiali
 HasUnits              hidden units see W x, and W can be chosen         initialise_affine, initialise_ridges
 HasProfiles           one function of one variable per row of W         initialise_ridges
 HasUnitForm           f = V phi(A x + a) + v + Q x with a known phi     fit_many, for gradients by hand
+HasParameterJacobian  the derivatives of f(x) in the parameters         Levenberg-Marquardt
 ===================== ================================================= =========================================
 """
 
@@ -20,12 +21,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from nablanets.activations import ElementwiseActivation
+from nablanets.activations.base import ParameterColumns
 from nablanets.errors import InvalidInputError
 from nablanets.parameters import constrained, inverse_softplus
 
@@ -254,6 +256,24 @@ class HasUnitForm(Protocol):
 
     def unit_parameters(self) -> tuple[Tensor, ...]:
         """The parameters of phi that :data:`UnitForm` asks for, effective values."""
+
+
+#: The values B f(x) of a matrix B (k, d) at n points, (k, n), and their derivatives in each parameter, of shape
+#: (*parameter.shape, k, n). The samples are the fast axis, since they are many where units and features may be a few.
+ParameterJacobian: TypeAlias = tuple[Tensor, list[ParameterColumns]]
+
+
+class HasParameterJacobian(Protocol):
+    """The derivatives of f(x) in all trained parameters are known in closed form."""
+
+    def parameter_jacobian(self, x: Tensor, left: Tensor) -> ParameterJacobian | None:
+        """B f(x) and its derivatives, for a matrix B (k, d) and points (n, d); None if they are not known.
+
+        What is around a map multiplies its values by a matrix, as a pullback does; it gives that matrix to the map
+        inside, which multiplies its few weights by it instead of its many derivatives. Parameters with leading
+        dimensions, one entry per network, give values and derivatives with the same. Parameters that are shared may
+        be listed more than once; their derivatives then add. Whether it is None does not depend on values.
+        """
 
 
 class Composition(ABC):

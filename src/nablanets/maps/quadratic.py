@@ -8,13 +8,13 @@ from typing import Any, Literal, TypeAlias, cast
 import torch
 from torch import Tensor, nn
 
+from nablanets.activations.base import ParameterColumns
 from nablanets.errors import InvalidInputError, ShapeError, check_positive_int
 from nablanets.maps.base import GradientMap
-from nablanets.maps.protocols import FactoredTerm, OuterTerm
+from nablanets.maps.protocols import FactoredTerm, OuterTerm, ParameterJacobian
 from nablanets.operators import GramTerm, StructuredOperator, SymmetricOperator
-from nablanets.parameters import constrained, inverse_softplus
+from nablanets.parameters import constrained, inverse_softplus, through_constraint
 from nablanets.serialization import savable
-from nablanets.tensors import kept
 
 #: How a linear term is asked for: True (full rank), a rank, "diagonal", or False (none).
 LinearSpec: TypeAlias = "bool | int | Literal['diagonal']"
@@ -162,6 +162,35 @@ class Quadratic(GradientMap):
             return torch.zeros_like(x)
         return x @ self.factor.mT @ self.factor
 
+    def parameter_jacobian(self, x: Tensor, left: Tensor) -> ParameterJacobian | None:
+        """Of f = m * x + V^T (c * V x) + b, by the product rule; see :class:`~.protocols.HasParameterJacobian`.
+
+        Of m_j: x_j e_j. Of V_rj: c_r ((V x)_r e_j + x_j V_r). Of c_r: (V x)_r V_r. Of b_j: e_j.
+        """
+        points = x.mT  # (d, n)
+        axes = left.mT.unsqueeze(-1)  # B e_j, (d, k, 1)
+        value = left @ (self._diagonal().unsqueeze(-1) * points)
+        in_diagonal = axes * points.unsqueeze(-2)  # (d, k, n)
+        in_diagonal = through_constraint(in_diagonal, self.diagonal_raw[..., None, None], nonnegative=self.monotone)
+        in_diagonal = in_diagonal.expand(*self.diagonal_raw.shape, *in_diagonal.shape[-2:])
+        found = [ParameterColumns(self.diagonal_raw, in_diagonal)]
+        if self.factor is not None:
+            products = self.factor @ points  # V x, (*, r, n)
+            vectors = self.factor @ left.mT  # B V_r, (*, r, k)
+            in_factor = products[..., None, None, :] * axes  # (*, r, d, k, n)
+            in_factor = torch.addcmul(in_factor, vectors[..., None, :, None], points.unsqueeze(-2))
+            weighted = products
+            if self.weights is not None:
+                weighted = self.weights.unsqueeze(-1) * products
+                in_factor = self.weights[..., None, None, None] * in_factor
+                found.append(ParameterColumns(self.weights, products.unsqueeze(-2) * vectors.unsqueeze(-1)))
+            value = value + vectors.mT @ weighted
+            found.append(ParameterColumns(self.factor, in_factor))
+        if self.bias is not None:
+            value = value + left @ self.bias.unsqueeze(-1)
+            found.append(constant_columns(self.bias, x, left))
+        return value, found
+
     def has_linear_term(self) -> bool:
         return True
 
@@ -207,7 +236,7 @@ def _split_spectrum(matrix: Tensor, rank: int, *, monotone: bool) -> tuple[float
 
 @savable
 class Constant(GradientMap):
-    """f(x) = b, the gradient of b . x; b is a buffer, not trained, and kept as it is if it carries derivatives.
+    """f(x) = b, the gradient of b . x; b is a buffer, not trained.
 
     >>> Constant(torch.tensor([1.0, 2.0]))(torch.zeros(3, 2)).shape
     torch.Size([3, 2])
@@ -219,13 +248,17 @@ class Constant(GradientMap):
         if value.ndim != 1:
             raise ShapeError(f"Constant: expected a vector of shape (d,), got {tuple(value.shape)}.")
         super().__init__(value.shape[0], monotone=True)
-        self.register_buffer("value", kept(value))
+        self.register_buffer("value", value.detach().clone())
 
     def config(self) -> dict[str, Any]:
         return {"value": self.value}
 
     def _forward(self, x: Tensor) -> Tensor:
         return self.value.expand_as(x)
+
+    def parameter_jacobian(self, x: Tensor, left: Tensor) -> ParameterJacobian | None:
+        """There is nothing to train."""
+        return (left @ self.value.unsqueeze(-1)).expand(*left.shape[:-1], len(x)), []
 
     def _potential(self, x: Tensor) -> Tensor:
         return x @ self.value
@@ -237,6 +270,12 @@ class Constant(GradientMap):
     def _jacobian(self, x: Tensor) -> SymmetricOperator:
         term = GramTerm(torch.zeros_like(self.value).unsqueeze(0), torch.zeros_like(x[..., :1]))
         return StructuredOperator(self.features, (term,), positive_semidefinite=True)
+
+
+def constant_columns(bias: Tensor, x: Tensor, left: Tensor) -> ParameterColumns:
+    """The derivatives of B b in b (*, d), for points x (n, d) and B (k, d): B e_j at every point, (*, d, k, n)."""
+    columns = left.mT.unsqueeze(-1)
+    return ParameterColumns(bias, columns.expand(*bias.shape, len(left), len(x)))
 
 
 def make_linear_term(linear: LinearSpec, features: int, *, monotone: bool) -> Quadratic | None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from nablanets.activations import ActivationSpec, ElementwiseActivation, make_activation
-from nablanets.activations.base import TwoWeights
+from nablanets.activations.base import ParameterColumns, TwoWeights
 from nablanets.errors import IllegalActivationError
 from nablanets.intervals import interval_product
 from nablanets.parameters import constrained, inverse_softplus
@@ -17,6 +17,23 @@ from nablanets.quadrature import gauss_legendre
 
 # Standard deviation of beta (u + b), summed over the layers, of units that are placed: a weighted tanh is linear there.
 _PLACED_SPREAD = 1.5
+
+
+class CascadeDerivatives(NamedTuple):
+    """phi(u) and its derivatives, unit by unit.
+
+    Attributes:
+        value, slope: phi(u) and phi'(u), (*, h, n).
+        rows: the derivatives in all parameters of shape (L, h) or (h), (*, rows, h, n).
+        places: these parameters, and where their rows are.
+        further: those in parameters of the activations of shape (h, ...), (*, h, ..., n).
+    """
+
+    value: Tensor
+    slope: Tensor
+    rows: Tensor
+    places: list[tuple[Tensor, slice | int]]
+    further: list[ParameterColumns]
 
 
 class RidgeCascade(nn.Module):
@@ -84,6 +101,74 @@ class RidgeCascade(nn.Module):
             value = alpha[layer] * activated
             slope = alpha[layer] * derivative * (beta[layer] + slope)
         return value, slope
+
+    def derivatives(self, u: Tensor) -> CascadeDerivatives | None:
+        r"""The derivatives of phi(u) in everything, by one sweep forth and one back; see :class:`CascadeDerivatives`.
+
+        With :math:`c_l` the derivative of phi in :math:`\alpha_l s_l`, which is 1 in the last layer, and
+        :math:`e_l = c_l \alpha_l s_l'(z_l)` that in z_l, so that :math:`c_{l-1} = e_l`, the derivatives are
+        :math:`c_l s_l` in alpha_l, :math:`e_l (u + b_l)` in beta_l, :math:`e_l \beta_l` in b_l, and
+        :math:`c_l \alpha_l\, \partial s_l` in the parameters of s_l; and :math:`\phi' = \sum_l e_l \beta_l`.
+
+        Args:
+            u: (*, h, n), where * are leading dimensions that the parameters have, too.
+
+        Returns None if an activation does not know its own.
+        """
+        alpha, beta = self._scales()
+        u = u.movedim(-1, 0)  # (n, *, h), as activations take it, with the samples as the fast axis in memory
+        layers: list[tuple[Tensor, Tensor, list[ParameterColumns]]] = []
+        shifted: list[Tensor] = []
+        value = torch.zeros_like(u)
+        for layer, s in enumerate(cast(Iterable[ElementwiseActivation], self.activations)):
+            shifted.append(u + self.bias[..., layer, :])
+            z = torch.addcmul(value, beta[..., layer, :], shifted[layer])
+            known = s.all_derivatives(z)
+            if known is None:
+                return None
+            layers.append(known)
+            value = alpha[..., layer, :] * known[0]
+        in_alpha, in_beta, in_bias = [], [], []
+        inside: list[ParameterColumns] = []
+        back = torch.ones_like(alpha[..., -1, :])  # c
+        for layer in reversed(range(self.num_layers)):
+            activated, slope, own = layers[layer]
+            scaled = back * alpha[..., layer, :]
+            for parameter, columns in own:
+                further = columns.ndim - u.ndim
+                inside.append(ParameterColumns(parameter, _times(scaled, columns, further)))
+            in_alpha.append(back * activated)
+            back = scaled * slope  # e
+            in_beta.append(back * shifted[layer])
+            in_bias.append(back * beta[..., layer, :])
+        in_layers = [columns[::-1] for columns in (in_bias, in_alpha, in_beta)]
+        return self._collected(value, in_layers, inside)
+
+    def _collected(
+        self, value: Tensor, in_layers: list[list[Tensor]], inside: list[ParameterColumns]
+    ) -> CascadeDerivatives:
+        """All arrays (n, *, h), layer by layer of b, alpha and beta and then of the activations, as one.
+
+        One array is multiplied by the vectors of a network in one operation, where each operation costs more than the
+        arithmetic in it.
+        """
+        like_units = [own for own in inside if own.columns.ndim == value.ndim]
+        others = [own for own in inside if own.columns.ndim != value.ndim]
+        rows = [row for columns in in_layers for row in columns]
+        rows += [own.columns for own in like_units]
+        stacked = torch.stack([row.movedim(0, -1) for row in rows], dim=-3)  # (*, q, h, n)
+        count = self.num_layers
+        if self.monotone:
+            slopes = torch.sigmoid(torch.cat([self.alpha_raw, self.beta_raw], dim=-2))
+            stacked[..., count : 3 * count, :, :].mul_(slopes.unsqueeze(-1))
+        places: list[tuple[Tensor, slice | int]] = []
+        for k, parameter in enumerate((self.bias, self.alpha_raw, self.beta_raw)):
+            places.append((parameter, slice(k * count, (k + 1) * count)))
+        for k, own in enumerate(like_units, start=3 * count):
+            places.append((own.parameter, k))
+        slope = stacked[..., :count, :, :].sum(dim=-3)
+        further = [ParameterColumns(parameter, columns.movedim(0, -1)) for parameter, columns in others]
+        return CascadeDerivatives(value.movedim(0, -1), slope, stacked, places, further)
 
     def derivative_interval(self) -> tuple[Tensor, Tensor]:
         """Bounds of phi'(u) per unit, for every u, by interval arithmetic on the recursion."""
@@ -170,6 +255,11 @@ class RidgeCascade(nn.Module):
                 splits = torch.cat([torch.stack([splits[:-1], crossing], dim=1).flatten(0, 1), splits[-1:]])
         middle = (splits[1:] + splits[:-1]) / 2
         return (self(middle) * splits.diff(dim=0)).sum(dim=0)
+
+
+def _times(weight: Tensor, columns: Tensor, further: int) -> Tensor:
+    """Weights of units, (n, *, h) or (*, h), times derivatives in parameters of further dimensions, (n, *, h, ...)."""
+    return weight.reshape(*weight.shape, *[1] * further) * columns
 
 
 def _elementwise(spec: ActivationSpec, units: int, monotone: bool) -> ElementwiseActivation:

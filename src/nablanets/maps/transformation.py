@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from nablanets.activations.base import ParameterColumns
 from nablanets.intervals import Interval
 from nablanets.maps.modular import difference_scales
-from nablanets.parameters import constrained, inverse_softplus, softplus
+from nablanets.parameters import constrained, inverse_softplus, softplus, through_constraint
 
 #: Arguments at which the sigmoids start to be spread, and their steepness there.
 _SPREAD, _STEEPNESS = 2.0, 2.0
@@ -59,6 +60,25 @@ class Transformation(nn.Module):
         level, steps, steepness = self._coefficients()
         s = torch.sigmoid(v.unsqueeze(-1) * steepness + self.offset)
         return level + (steps * s).sum(dim=-1), (steps * steepness * s * (1 - s)).sum(dim=-1)
+
+    def parameter_columns(self, v: Tensor) -> list[ParameterColumns]:
+        """The derivatives of rho'(v) in all parameters: 1 in a_0, sigma in a_k, a_k sigma' v in q_k, a_k sigma' in c_k.
+
+        They are (*, M) and (*, M, K).
+        """
+        _, steps, _ = self._coefficients()
+        s = self.sigmoids(v)
+        in_offset = steps * s * (1 - s)
+        level = torch.ones_like(v)
+        return [
+            ParameterColumns(self.level_raw, through_constraint(level, self.level_raw, nonnegative=self.monotone)),
+            ParameterColumns(self.step_raw, through_constraint(s, self.step_raw, nonnegative=self.monotone)),
+            ParameterColumns(
+                self.steepness_raw,
+                through_constraint(v.unsqueeze(-1) * in_offset, self.steepness_raw, nonnegative=True),
+            ),
+            ParameterColumns(self.offset, in_offset),
+        ]
 
     def derivative(self, v: Tensor) -> Tensor:
         """rho'(v)."""

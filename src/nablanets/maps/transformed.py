@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from nablanets.activations import ActivationSpec, GroupActivation
+from nablanets.activations.base import ParameterColumns
 from nablanets.intervals import Interval, interval_product
 from nablanets.keywords import explain_keywords
-from nablanets.maps.modular import ModularNetwork
+from nablanets.maps.modular import ModularNetwork, UnitDerivatives, times_derivative
 from nablanets.maps.network import Parts
 from nablanets.maps.protocols import FactoredTerm, OuterTerm
 from nablanets.maps.quadratic import LinearSpec
@@ -105,6 +106,51 @@ class GradNetTransformed(ModularNetwork):
         coupling = GramTerm(gradients, sharpness / self._norm * second)
         responses = (first.unsqueeze(-1) * value).flatten(-2)
         return responses, (*self._module_gram_terms(derivative, sharpness * first), coupling)
+
+    def _unit_derivatives(self, z: Tensor, vectors: Tensor) -> UnitDerivatives | None:
+        """r = rho'(v) s with v = (psi(z) - psi(0)) / n, so dr = rho' ds + s (rho'' dv + d rho') and dv/dz = s / n."""
+        inside = self._activation_derivatives(z)
+        if inside is None or type(self) is not GradNetTransformed:
+            return None
+        value, derivative = self.units.value_and_derivative(z)
+        value = value.movedim(0, -1)  # (*, M, h, n)
+        v = self._potentials(z)  # (n, *, M)
+        first, second = (part.movedim(0, -1) for part in self.transformation.derivatives(v))  # (*, M, n)
+        gradients = vectors.mT @ value  # B W^T s of each module, (*, M, k, n)
+        bend = (second / self._norm).unsqueeze(-2) * gradients  # (*, M, k, n)
+        back = first[..., None, None, :] * times_derivative(vectors, derivative)
+        back = torch.addcmul(back, bend.unsqueeze(-3), value.unsqueeze(-2))
+        modules = first.shape[:-1]
+        found = []
+        for parameter, of_value, of_potential in inside:
+            columns = self._activation_columns(parameter, of_value, vectors)  # (*parameter.shape, k, n)
+            further = [1] * (parameter.ndim - len(modules))
+            slope = first.reshape(*modules, *further, 1, -1)
+            through = bend.reshape(*modules, *further, *bend.shape[-2:])
+            change = of_potential.movedim(0, -1).unsqueeze(-2)
+            found.append(ParameterColumns(parameter, slope * columns + through * change))
+        for parameter, of_slope in self.transformation.parameter_columns(v):
+            columns = of_slope.movedim(0, -1).unsqueeze(-2)  # (*, M, 1, n) or (*, M, K, 1, n)
+            further = [1] * (parameter.ndim - len(modules))
+            own = gradients.reshape(*modules, *further, *gradients.shape[-2:])
+            found.append(ParameterColumns(parameter, own * columns))
+        return UnitDerivatives(first.unsqueeze(-2) * value, back, found)
+
+    def _activation_derivatives(self, z: Tensor) -> list[tuple[Tensor, Tensor, Tensor]] | None:
+        """For each parameter of the activation, the derivatives of s(z) and of psi(z) - psi(0).
+
+        The latter are (n, *parameter.shape). None if one is not known.
+        """
+        of_value = self.units.parameter_columns(z)
+        of_potential = self.units.potential_columns(z)
+        at_zero = self.units.potential_columns(torch.zeros_like(self.hidden_bias))
+        if of_value is None or of_potential is None or at_zero is None:
+            return None
+        triples = []
+        for own, potential, start in zip(of_value, of_potential, at_zero, strict=True):
+            change = (potential.columns - start.columns).reshape(len(z), *own.parameter.shape)
+            triples.append((own.parameter, own.columns, change))
+        return triples
 
     def unit_terms(self) -> list[OuterTerm]:
         """a_0, (M), and a_k, (M K): the coefficients of rho_m'."""
