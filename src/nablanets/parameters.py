@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import math
-from typing import overload
+from collections.abc import Iterator
+from typing import TypeVar, overload
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +14,8 @@ from torch import Tensor, nn
 
 # Above this value softplus(z) = z to the last bit of float64, and exp does not overflow in float32.
 _SOFTPLUS_THRESHOLD = 60.0
+
+M = TypeVar("M", bound=nn.Module)
 
 
 def softplus(z: Tensor) -> Tensor:
@@ -85,3 +90,36 @@ def count_parameters(module: nn.Module) -> int:
     8
     """
     return sum(p.numel() for p in module.parameters() if p.requires_grad)
+
+
+def fixed_copy(module: M) -> M:
+    """A deep copy in which buffers that were computed from what carries derivatives are values only.
+
+    >>> module = nn.Module()
+    >>> module.register_buffer("mass", 2 * torch.ones(3, requires_grad=True))
+    >>> fixed_copy(module).mass.requires_grad
+    False
+    """
+    computed = {id(buffer): buffer.detach().clone() for buffer in module.buffers() if not buffer.is_leaf}
+    return copy.deepcopy(module, computed)
+
+
+@contextlib.contextmanager
+def fixed_buffers(module: nn.Module) -> Iterator[None]:
+    """Inside this context, buffers that carry derivatives are values only.
+
+    A training moves parameters. Else each of its steps would go back through what such a buffer was computed by, which
+    autograd can do once.
+    """
+    held = []
+    for part in module.modules():
+        for name, buffer in part._buffers.items():
+            if buffer is not None and buffer.requires_grad:
+                held.append((part._buffers, name, buffer))
+    try:
+        for buffers, name, buffer in held:
+            buffers[name] = buffer.detach().clone()
+        yield
+    finally:
+        for buffers, name, buffer in held:
+            buffers[name] = buffer

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -33,10 +36,35 @@ def any_of(mask: Tensor) -> bool:
 def carries_derivatives(value: Tensor) -> bool:
     """Whether derivatives with respect to a tensor are wanted, by reverse or by forward mode.
 
+    Inside transformations of functions (``torch.func``) every tensor that they pass counts: which of them has
+    derivatives cannot be seen from outside a ``vmap``.
+
     >>> carries_derivatives(torch.ones(2)), carries_derivatives(torch.ones(2, requires_grad=True))
     (False, True)
     """
-    return value.requires_grad or has_tangent(value)
+    return value.requires_grad or has_tangent(value) or torch._C._functorch.is_functorch_wrapped_tensor(value)
+
+
+def kept(value: Tensor) -> Tensor:
+    """What a map keeps of a fixed tensor that it is given: a copy, or the tensor itself if it carries derivatives.
+
+    >>> a, b = torch.ones(2), torch.ones(2, requires_grad=True)
+    >>> kept(a) is a, kept(b) is b
+    (False, True)
+    """
+    return value if carries_derivatives(value) else value.detach().clone()
+
+
+def tensor_of(values: Tensor | Sequence[Any], dtype: torch.dtype | None = None) -> Tensor:
+    """Numbers as a tensor; those in a list that are tensors keep their derivatives, which ``torch.as_tensor`` drops.
+
+    >>> tensor_of([0.0, torch.ones((), requires_grad=True)]).requires_grad
+    True
+    """
+    is_list = not isinstance(values, Tensor) and isinstance(values, Sequence)
+    if is_list and any(isinstance(value, Tensor) for value in values):
+        return torch.stack([torch.as_tensor(value, dtype=dtype) for value in values])
+    return torch.as_tensor(values, dtype=dtype)
 
 
 def has_tangent(value: Tensor) -> bool:

@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from nablanets.errors import ConvergenceError
+from nablanets.tensors import carries_derivatives
 
 # Newton's iteration: iterations at most, and for how many a matrix is kept.
 _ITERATIONS, _KEPT = 50, 4
+
+#: A number, or a tensor without dimensions where derivatives in it are wanted.
+Time: TypeAlias = float | Tensor
 
 
 class Linearised(Protocol):
     """A field of time and state, with its Jacobian matrices in the state."""
 
-    def __call__(self, t: float, x: Tensor) -> Tensor: ...
+    def __call__(self, t: Time, x: Tensor) -> Tensor: ...
     def linearisation(self, x: Tensor) -> Tensor: ...
 
 
-def rk4_step(field: Callable[[float, Tensor], Tensor], t: float, x: Tensor, h: float) -> Tensor:
+def rk4_step(field: Callable[[Time, Tensor], Tensor], t: Time, x: Tensor, h: Time) -> Tensor:
     """One step of the classical method of order 4, which is not symplectic."""
     a = field(t, x)
     b = field(t + h / 2, x + h / 2 * a)
@@ -48,18 +52,23 @@ class Gauss(NamedTuple):
     def order(self) -> int:
         return 2 * len(self.nodes)
 
-    def step(self, field: Linearised, t: float, x: Tensor, h: float) -> Tensor:
-        """One step; its derivatives in x and in parameters are exact, also second ones.
+    def step(self, field: Linearised, t: Time, x: Tensor, h: Time) -> Tensor:
+        """One step; its derivatives in x, in parameters and in the times are exact, also second ones.
 
         Raises:
             ConvergenceError: the stages of some samples could not be found.
         """
         problem = _Stages(self, field, t, x, h)
         with torch.no_grad():
-            z = problem.solve()
-        if torch.is_grad_enabled() and problem.slopes(z).requires_grad:
-            for _ in range(2):  # each Newton step at the solution doubles the order of the derivatives that are exact
-                z = z + problem.correction(z)
+            # Forward-mode derivatives are not stopped by no_grad.
+            z = problem.solve().detach()
+        slopes = problem.slopes(z)
+        # The change of x by the step carries all derivatives that there are: those in x, parameters, times and size.
+        change = h * torch.einsum("s,...sd->...d", x.new_tensor(self.weights), slopes)
+        if not carries_derivatives(change):
+            return x + change
+        for _ in range(2):  # each Newton step at the solution doubles the order of the derivatives that are exact
+            z = z + problem.correction(z)
         return x + h * torch.einsum("s,...sd->...d", x.new_tensor(self.weights), problem.slopes(z))
 
 
@@ -80,7 +89,7 @@ def gauss(stages: int) -> Gauss:
 class _Stages:
     """The equations Z = h A v(x + Z) of one step, for Z of shape (*batch, s, d)."""
 
-    def __init__(self, rule: Gauss, field: Linearised, t: float, x: Tensor, h: float) -> None:
+    def __init__(self, rule: Gauss, field: Linearised, t: Time, x: Tensor, h: Time) -> None:
         self.field, self.x, self.h = field, x, h
         self.a = x.new_tensor(rule.matrix)
         self.times = [t + c * h for c in rule.nodes]

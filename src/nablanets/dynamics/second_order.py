@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from nablanets.dynamics.systems import System
 from nablanets.errors import InvalidInputError, check_positive_int
 from nablanets.serialization import savable
+from nablanets.tensors import is_known, kept, tensor_of
 
 
 @savable
@@ -23,7 +24,7 @@ class SecondOrder(System):
     Args:
         field: f, maps (*, n) to (*, n).
         positions: n.
-        masses: m of each component, (n,); one if None.
+        masses: m of each component, (n,); one if None. They are copied, or kept as they are if they carry derivatives.
 
     >>> from nablanets import GradNetC
     >>> system = SecondOrder(GradNetC(3, 8), 3, masses=[1.0, 1.0, 2.0])
@@ -35,8 +36,8 @@ class SecondOrder(System):
 
     def __init__(self, field: nn.Module, positions: int, masses: Tensor | Sequence[float] | None = None) -> None:
         check_positive_int(positions, owner="SecondOrder", name="positions")
-        values = torch.ones(positions) if masses is None else torch.as_tensor(masses).clone()
-        if values.shape != (positions,) or not bool((values > 0).all()):
+        values = torch.ones(positions) if masses is None else kept(tensor_of(masses))
+        if values.shape != (positions,) or (is_known(values) and not bool((values > 0).all())):
             raise InvalidInputError(f"SecondOrder: expected {positions} positive masses, got {tuple(values.shape)}.")
         super().__init__(2 * positions)
         self.field = field

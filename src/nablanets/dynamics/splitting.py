@@ -24,7 +24,7 @@ class Splitting(NamedTuple):
     order: int
     stages: tuple[tuple[float, float], ...]
 
-    def step(self, system: Separable, x: Tensor, h: float) -> Tensor:
+    def step(self, system: Separable, x: Tensor, h: float | Tensor) -> Tensor:
         q, p = x.chunk(2, dim=-1)
         for drift, kick in self.stages:
             if drift:

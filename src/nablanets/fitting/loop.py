@@ -22,6 +22,7 @@ from nablanets.fitting.problem import Pair, Problem, Targets, as_samples, make_p
 from nablanets.fitting.settings import FitResult, FitSettings, HistoryRow, decibels, setting_names
 from nablanets.fitting.stepper import Stepper
 from nablanets.keywords import check_keywords
+from nablanets.parameters import fixed_buffers
 from nablanets.printing import make_progress_bar
 
 #: Called with each row of a history.
@@ -80,8 +81,9 @@ def fit(
     x, g = as_samples(x, g, "fit")
     settings = resolve((settings or FitSettings()).update(**changes), net, x, g)
     problem = make_problem(net, x, g, validation, settings)
-    stepper = make_stepper(net, problem, settings)
-    return run_fit(net, stepper, problem, settings, progress=progress, checkpoint=checkpoint, report=report)
+    with fixed_buffers(net):
+        stepper = make_stepper(net, problem, settings)
+        return run_fit(net, stepper, problem, settings, progress=progress, checkpoint=checkpoint, report=report)
 
 
 def run_fit(

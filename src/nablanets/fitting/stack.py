@@ -14,6 +14,7 @@ from torch.func import functional_call, jacrev, vmap
 from nablanets.errors import InvalidInputError
 from nablanets.maps import GradientMap
 from nablanets.maps.protocols import HasParameterJacobian, supports
+from nablanets.parameters import fixed_copy
 
 
 class Stack:
@@ -42,10 +43,10 @@ class Stack:
         shapes = [_shapes(net) for net in nets]
         if not nets or any(shape != shapes[0] for shape in shapes) or not any(t for t, _ in shapes[0].values()):
             raise InvalidInputError("expected at least one network, all of one architecture, with trained parameters.")
-        self.skeleton = copy.deepcopy(nets[0]).to(dtype)
+        self.skeleton = fixed_copy(nets[0]).to(dtype)
         self._trained = {name: shape for name, (trained, shape) in shapes[0].items() if trained}
         self._sizes = [prod(shape) for shape in self._trained.values()]
-        states = [_tensors(copy.deepcopy(net).to(dtype)) for net in nets]
+        states = [_tensors(fixed_copy(net).to(dtype)) for net in nets]
         rows = [torch.cat([state[name].detach().flatten() for name in self._trained]) for state in states]
         self.theta = torch.stack(rows)  # (B, p)
         not_trained = [name for name in states[0] if name not in self._trained]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import Tensor
 from nablanets.errors import ExportError, InvalidInputError, unknown_name
 from nablanets.interop import numpy_module, onnx_model, torch_program
 from nablanets.maps import GradientMap
+from nablanets.parameters import fixed_copy
 from nablanets.verify import TOLERANCE
 
 
@@ -73,7 +73,7 @@ def export(net: GradientMap, path: str | Path, format: str) -> Exported:
     chosen = FORMATS[format]
     if path.suffix != chosen.suffix:
         raise InvalidInputError(f"{path}: expected a file that ends in {chosen.suffix} for format {format!r}.")
-    net = copy.deepcopy(net).cpu().eval()
+    net = fixed_copy(net).cpu().eval()
     x = _points(net)
     try:
         files = chosen.write(net, x, path)

@@ -17,12 +17,13 @@ from nablanets import serialization
 from nablanets.errors import InvalidInputError, ShapeError, check_points, fits
 from nablanets.maps.around import LinearChange, SumOfMaps
 from nablanets.maps.describing import describe_map
-from nablanets.maps.solved import Problem, Resolvent
+from nablanets.maps.solved import Problem, Resolvent, WithStep
 from nablanets.newton import Solution
 from nablanets.operators import SymmetricOperator
 from nablanets.parameters import first_tensor
 from nablanets.quadrature import PathIntegral, potential_between
 from nablanets.serialization import savable
+from nablanets.tensors import kept
 
 
 class GradientMap(nn.Module, ABC):
@@ -196,12 +197,12 @@ class GradientMap(nn.Module, ABC):
         return (x * y).sum(dim=-1) - self.potential(x)
 
     def prox(
-        self, y: Float[Tensor, "*batch d"], step: float = 1.0, *, tolerance: float | None = None
+        self, y: Float[Tensor, "*batch d"], step: float | Tensor = 1.0, *, tolerance: float | None = None
     ) -> Float[Tensor, "*batch d"]:
         """The proximal point argmin_x F(x) + |x - y|^2 / (2 step), the resolvent (I + step f)^{-1}(y).
 
         Defined for monotone f and any step > 0, and for others if step * curvature > -1 by ``curvature_bounds``.
-        Differentiable as :meth:`solve` is.
+        Differentiable as :meth:`solve` is, and in a step that is a tensor without dimensions.
 
         Raises:
             InvalidInputError: the step is not positive, or too large for the map's negative curvature.
@@ -213,14 +214,16 @@ class GradientMap(nn.Module, ABC):
         True
         """
         self._check(y, "y")
-        if not step > 0:
-            raise InvalidInputError(f"prox: expected step > 0, got {step}.")
+        if (isinstance(step, Tensor) and step.ndim > 0) or not step > 0:
+            raise InvalidInputError(f"prox: expected a number step > 0, got {step}.")
         lower = 0.0 if self.monotone else float(self.curvature_bounds()[0])
         if step * lower <= -1:
             raise InvalidInputError(
                 f"prox: with curvature down to {lower:.3g} the proximal point is unique for steps below "
                 f"{-1 / lower:.3g} only, got {step}. Choose a smaller step, or a monotone map."
             )
+        if isinstance(step, Tensor):
+            return Problem(WithStep(self, step), WithStep.resolvent, tolerance).solve(y).value
         return Problem(self, lambda net: Resolvent(net, step), tolerance).solve(y).value
 
     def potential_between(
@@ -404,7 +407,8 @@ class Pullback(LinearChange, GradientMap):
         inner: g, with d features.
         matrix: A of shape (d, n), or (d,) for a diagonal matrix.
         offset: b of shape (d,); zero if None.
-        trainable: make A and b parameters; else they are buffers.
+        trainable: make A and b parameters, which start at the values given. Else they are copied, or kept as they are
+            if they carry derivatives: these then reach A and b, and whatever A and b were computed from.
         centre: c of shape (n,); zero if None. It is never trained.
 
     >>> from nablanets import GradNetM
@@ -441,13 +445,13 @@ class Pullback(LinearChange, GradientMap):
         super().__init__(matrix.shape[-1], monotone=inner.monotone)
         self.inner = inner
         self.trainable = trainable
-        self.register_buffer("centre", None if centre is None else centre.detach().double().clone())
-        start = matrix.new_zeros(inner.features) if offset is None else offset.detach().clone()
-        for name, value in (("matrix", matrix.detach().clone()), ("offset", start)):
+        self.register_buffer("centre", None if centre is None else kept(centre.double()))
+        start = matrix.new_zeros(inner.features) if offset is None else offset
+        for name, value in (("matrix", matrix), ("offset", start)):
             if trainable:
-                setattr(self, name, nn.Parameter(value))
+                setattr(self, name, nn.Parameter(value.detach().clone()))
             else:
-                self.register_buffer(name, value)
+                self.register_buffer(name, kept(value))
 
     def config(self) -> dict[str, Any]:
         config = {"inner": self.inner, "matrix": self.matrix, "offset": self.offset, "trainable": self.trainable}

@@ -16,6 +16,7 @@ from nablanets.maps.describing import describe_map
 from nablanets.maps.groups import generated_group
 from nablanets.parameters import first_tensor
 from nablanets.serialization import savable
+from nablanets.tensors import kept
 
 #: Functions s of the distance r: s(r) and s'(r) / r.
 _KINDS: dict[str, Callable[[Tensor], tuple[Tensor, Tensor]]] = {
@@ -87,8 +88,8 @@ class Distances(Coordinates):
             raise unknown_name("kind of distance", kind, _KINDS)
         super().__init__(differences.shape[1] * centres.shape[1], len(differences))
         self.kind = kind
-        self.register_buffer("differences", differences.clone())
-        self.register_buffer("centres", centres.clone())
+        self.register_buffer("differences", kept(differences))
+        self.register_buffer("centres", kept(centres))
 
     def config(self) -> dict[str, Any]:
         return {"differences": self.differences, "centres": self.centres, "kind": self.kind}

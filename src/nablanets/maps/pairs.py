@@ -16,6 +16,7 @@ from nablanets.maps.invariant import CoordinatePullback
 from nablanets.operators import StructuredOperator, SymmetricOperator
 from nablanets.parameters import first_tensor
 from nablanets.serialization import savable
+from nablanets.tensors import carries_derivatives, is_known, kept, tensor_of
 
 
 @savable
@@ -23,11 +24,12 @@ class PairLaw(GradientMap):
     r"""g(phi)_k = m_i m_j h(phi_k) for all pairs k = (i, j), the gradient of :math:`\sum_k m_i m_j H(\phi_k)`.
 
     Invariant under exchanges of particles together with their masses m > 0. Masses are trained with the law h; the
-    first stays as given, since only products m_i m_j h are known.
+    first stays as given, since only products m_i m_j h are known. Masses that carry derivatives are not trained: the
+    map passes their derivatives on. It is made of their values, so build it again when these have changed.
 
     Args:
         law: h, a gradient map with one feature.
-        masses: to start from, (particles,).
+        masses: to start from, (particles,); or, where they carry derivatives, to take.
 
     >>> from nablanets import GradNetC
     >>> PairLaw(GradNetC(1, 8), torch.ones(4))(torch.rand(5, 6)).shape
@@ -35,18 +37,23 @@ class PairLaw(GradientMap):
     """
 
     first: Tensor
+    log_ratios: Tensor
 
     def __init__(self, law: GradientMap, masses: Tensor | Sequence[float]) -> None:
-        masses = torch.as_tensor(masses)
+        masses = tensor_of(masses)
         if law.features != 1:
             raise ShapeError(f"PairLaw: expected a law with one feature, got {law.features}.")
-        if masses.ndim != 1 or len(masses) < 2 or not bool((masses > 0).all()):
+        if masses.ndim != 1 or len(masses) < 2 or (is_known(masses) and not bool((masses > 0).all())):
             raise InvalidInputError("PairLaw: expected positive masses of at least two particles, (particles,).")
         pairs = len(masses) * (len(masses) - 1) // 2
         super().__init__(pairs, monotone=False)
         self.law = law
-        self.register_buffer("first", masses[:1].clone())
-        self.log_ratios = nn.Parameter((masses[1:] / masses[:1]).log())
+        self.register_buffer("first", kept(masses[:1]))
+        log_ratios = (masses[1:] / masses[:1]).log()
+        if carries_derivatives(masses):
+            self.register_buffer("log_ratios", log_ratios)
+        else:
+            self.log_ratios = nn.Parameter(log_ratios)
 
     def config(self) -> dict[str, Any]:
         return {"law": self.law, "masses": self.masses().tolist()}

@@ -15,6 +15,7 @@ from nablanets.maps.protocols import FactoredTerm, OuterTerm, ParameterJacobian
 from nablanets.operators import GramTerm, StructuredOperator, SymmetricOperator
 from nablanets.parameters import constrained, inverse_softplus, through_constraint
 from nablanets.serialization import savable
+from nablanets.tensors import kept
 
 #: How a linear term is asked for: True (full rank), a rank, "diagonal", or False (none).
 LinearSpec: TypeAlias = "bool | int | Literal['diagonal']"
@@ -236,7 +237,7 @@ def _split_spectrum(matrix: Tensor, rank: int, *, monotone: bool) -> tuple[float
 
 @savable
 class Constant(GradientMap):
-    """f(x) = b, the gradient of b . x; b is a buffer, not trained.
+    """f(x) = b, the gradient of b . x; b is a buffer, not trained, and kept as it is if it carries derivatives.
 
     >>> Constant(torch.tensor([1.0, 2.0]))(torch.zeros(3, 2)).shape
     torch.Size([3, 2])
@@ -248,7 +249,7 @@ class Constant(GradientMap):
         if value.ndim != 1:
             raise ShapeError(f"Constant: expected a vector of shape (d,), got {tuple(value.shape)}.")
         super().__init__(value.shape[0], monotone=True)
-        self.register_buffer("value", value.detach().clone())
+        self.register_buffer("value", kept(value))
 
     def config(self) -> dict[str, Any]:
         return {"value": self.value}

@@ -11,7 +11,7 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +33,7 @@ class SolvableMap(Solvable, Protocol):
 class Resolvent:
     """x -> x + step f(x), whose inverse is the resolvent of f, the proximal map of F."""
 
-    def __init__(self, net: SolvableMap, step: float) -> None:
+    def __init__(self, net: SolvableMap, step: float | Tensor) -> None:
         self.net = net
         self.step = step
         self.features = net.features
@@ -45,7 +45,9 @@ class Resolvent:
         value, jacobian = self.net.value_and_jacobian(x)
         ones = torch.ones_like(x[..., :1]).expand_as(x)
         identity = StructuredOperator(self.features, (), ones, positive_semidefinite=True)
-        return x + self.step * value, identity + jacobian.scale(self.step)
+        scaled = jacobian.scale(self.step)
+        scaled.positive_semidefinite = jacobian.positive_semidefinite  # the step is positive, also as a tensor
+        return x + self.step * value, identity + scaled
 
     def rows(self, index: Tensor) -> Resolvent:
         return Resolvent(self.net.rows(index), self.step)  # type: ignore[arg-type]
@@ -55,6 +57,25 @@ class Resolvent:
         xp = (x * p).sum(dim=-1)
         pp = p.square().sum(dim=-1)
         return lambda t: xp + t * pp + self.step * inner(t)
+
+
+class WithStep(nn.Module):
+    """A map beside the step of its resolvent, a tensor, so that solutions are differentiable in both."""
+
+    step: Tensor
+
+    def __init__(self, net: nn.Module, step: Tensor) -> None:
+        super().__init__()
+        self.net = net
+        self.register_buffer("step", step)
+
+    def resolvent(self) -> Resolvent:
+        return Resolvent(cast(SolvableMap, self.net), self.step)
+
+    def rows(self, index: Tensor) -> WithStep:
+        """The same for some samples of a flattened batch; itself where the map is the same for all."""
+        net = cast(Any, self.net).rows(index)
+        return self if net is self.net else WithStep(net, self.step)
 
 
 @dataclass(frozen=True)
