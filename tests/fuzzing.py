@@ -138,6 +138,8 @@ def with_edited_header(content: bytes, draw: random.Random, note: str) -> bytes:
     header = json.loads(content[8 : 8 + length])
     if draw.random() < 0.7:
         description = json.loads(header["__metadata__"][note])
+        if draw.random() < 0.9:
+            description.pop("checksum", None)  # as in files of older versions, else nothing behind it would be reached
         part = draw.choice(list(description))
         description[part] = edited_json(description[part], draw)
         header["__metadata__"][note] = json.dumps(description)

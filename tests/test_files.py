@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import random
 import subprocess
 import sys
 
@@ -17,6 +18,7 @@ from nablanets import (
     ConditionalGradNet,
     GradNetC,
     GradNetM,
+    Quadratic,
     add_gradient_residuals,
     from_potential,
     load,
@@ -147,6 +149,49 @@ def test_shared_parameters_stay_shared(tmp_path):
     assert torch.equal(again(torch.ones(4)), (a + b)(torch.ones(4)))
 
 
+def _of_many_kinds() -> list[torch.nn.Module]:
+    c = GradNetC(2, 4)
+    mixed = GradNetM(2, 3) + Quadratic(2).double()
+    return [c, GradNetM(3, 4, monotone=True).double(), c.bfloat16() + c, mixed, SecondOrder(GradNetC(2, 3, 1), 2)]
+
+
+@pytest.mark.parametrize("number", range(5))
+def test_flipped_bits_are_noticed(tmp_path, number):
+    """Wherever they are in a tensor or in the architecture, and not in a file that was written again."""
+    module, path, again = _of_many_kinds()[number], tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    save(module, path, notes={"by": "me"})
+    content = path.read_bytes()
+    save(load(path), again, notes={"by": "me"})
+    assert again.read_bytes() == content
+    safetensors.torch.save_file(safetensors.torch.load_file(path), again, metadata={**read_notes(path), "by": "you"})
+    load(again)
+    length = int.from_bytes(content[:8], "little")
+    tensors_begin = 8 + length
+    bits = random.Random(number).sample(range(8 * tensors_begin, 8 * len(content)), 40)
+    for bit in [8 * tensors_begin, 8 * len(content) - 1, *bits]:
+        changed = bytearray(content)
+        changed[bit // 8] ^= 1 << bit % 8
+        again.write_bytes(changed)
+        with pytest.raises(ModelFileError, match=r"b.safetensors is damaged: .* by their checksum"):
+            load(again)
+    text = content[8:tensors_begin].decode()
+    for old, new in (
+        ('features\\": 2', 'features\\": 3'),
+        ('features\\": 3', 'features\\": 2'),
+        ("softmax", "softmix"),
+    ):
+        again.write_bytes(content[:8] + text.replace(old, new).encode() + content[tensors_begin:])
+        if old in text:
+            with pytest.raises(ModelFileError, match="checksum"):
+                load(again)
+    description = json.loads(read_notes(path)["nablanets"])
+    assert description.pop("checksum").startswith("crc32:")
+    older = {"nablanets": json.dumps(description)}
+    safetensors.torch.save_file(safetensors.torch.load_file(path), again, metadata=older)
+    loaded = load(again).state_dict()
+    assert all(torch.equal(loaded[name], value) for name, value in module.state_dict().items())
+
+
 def test_views_of_one_memory_are_written_each(tmp_path):
     net = GradNetC(4, 8) + GradNetC(4, 8)
     memory = torch.randn(8)
@@ -161,7 +206,7 @@ def test_files_without_shared_parts_are_as_before(tmp_path):
     save(GradNetC(2, 4) + GradNetC(2, 4), tmp_path / "m.safetensors")
     description = json.loads(read_notes(tmp_path / "m.safetensors")["nablanets"])
     assert description["format"] == "1"
-    assert set(description) == {"format", "architecture"}
+    assert set(description) == {"format", "architecture", "checksum"}
 
 
 def test_saving_leaves_the_random_stream_alone(tmp_path):

@@ -14,11 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from nablanets.errors import ModelFileError
+from nablanets.serialization.checksum import checksum
 from nablanets.serialization.description import decode, encode, has_shared
 from nablanets.serialization.guard import AllocationGuard
 from nablanets.serialization.paths import atomic_path, is_file
 
 _HEADER: Final = "nablanets"
+#: Part of the description since 0.2; files without it are read unchecked.
+_CHECKSUM: Final = "checksum"
 #: Without and with shared parts; versions that know only the first refuse the second.
 _PLAIN: Final = "1"
 _WITH_SHARED: Final = "2"
@@ -53,6 +56,7 @@ def save(module: nn.Module, path: str | Path, *, notes: dict[str, str] | None = 
     description: dict[str, Any] = {"format": _PLAIN, "architecture": architecture}
     if ties or has_shared(architecture):
         description |= {"format": _WITH_SHARED, "ties": ties}
+    description[_CHECKSUM] = checksum(description, tensors)
     header = {**(notes or {}), _HEADER: json.dumps(description)}
     try:
         with atomic_path(path) as temporary:
@@ -131,10 +135,12 @@ def load(path: str | Path, *, device: str | torch.device = "cpu") -> Any:
     no more memory and operations than the size of the file allows.
 
     Raises:
-        ModelFileError: the file is missing, truncated, not one of ours, or does not fit its own description.
+        ModelFileError: the file is missing, truncated, damaged (its checksum is another), not one of ours, or does not
+            fit its own description.
     """
     path = Path(path)
-    content = _read(path, device)
+    content = _read(path)
+    _check_sum(content, path)
     try:
         module = _built(content, path.stat().st_size)
         _fill(module, content)
@@ -147,7 +153,7 @@ def load(path: str | Path, *, device: str | torch.device = "cpu") -> Any:
 
 def read_notes(path: str | Path) -> dict[str, str]:
     """The header of a model file: the notes given to :func:`save`, and under "nablanets" the architecture."""
-    return _read(Path(path), "cpu", with_tensors=False).header
+    return _read(Path(path), with_tensors=False).header
 
 
 class _Content(NamedTuple):
@@ -162,11 +168,23 @@ class _Content(NamedTuple):
         return self.description.get("ties", {})
 
 
-def _read(path: Path, device: str | torch.device, *, with_tensors: bool = True) -> _Content:
+def _check_sum(content: _Content, path: Path) -> None:
+    """Refuse a file that is not as it was written; older ones have no checksum."""
+    description = dict(content.description)
+    written = description.pop(_CHECKSUM, None)
+    if written is not None and written != checksum(description, content.tensors):
+        raise ModelFileError(
+            f"{path} is damaged: its tensors or its architecture are not those that were written, by their checksum. "
+            f"Take another copy, or save the model again. (If it was changed on purpose, remove {_CHECKSUM!r} from "
+            f"{_HEADER!r} in its header.)"
+        )
+
+
+def _read(path: Path, *, with_tensors: bool = True) -> _Content:
     if not is_file(path):
         raise ModelFileError(f"there is no model file {path}. Give the path of a file written by net.save().")
     try:
-        with safetensors.safe_open(path, framework="pt", device=str(device)) as file:
+        with safetensors.safe_open(path, framework="pt") as file:
             header = dict(file.metadata() or {})
             names: Iterable[str] = file.keys() if with_tensors else ()
             tensors = {name: file.get_tensor(name) for name in names}
