@@ -132,12 +132,19 @@ def verify(
 
 def export(
     model: Path,
-    format: Annotated[str, typer.Option(help="numpy (.py and .weights.npz), onnx (.onnx), or torch (two .pt2).")],
+    format: Annotated[
+        str, typer.Option(help="numpy (.py and .weights.npz), c (.c and .h), onnx (.onnx), or torch (two .pt2).")
+    ],
     out: Annotated[Path, typer.Option(help="File to write, with the ending of the format.")],
+    precision: Annotated[
+        str | None, typer.Option(help="double or float: what the files compute in; as the model does if not given.")
+    ] = None,
 ) -> None:
     """Write a model and its potential for programs that do not know this package."""
     check_out(out, model)
-    result = export_map(_load_map(model), out, format)
+    net = _load_map(model)
+    columns = ColumnNames.from_notes(read_notes(model), net.features)
+    result = export_map(net, out, format, precision=precision, columns=columns)
     console.print(f"{', '.join(map(str, result.files))}: {result.check}", soft_wrap=True, highlight=False)
 
 

@@ -26,8 +26,8 @@ class Items(tuple[Any, ...]):
 
 def unknown(graph: fx.Graph) -> str:
     """The first operation that NumPy has no word for, and the submodule that it is in; nothing if there is none."""
-    nodes = (node for node in graph.nodes if _is_operation(node) and _name(node) not in EXPRESSIONS)
-    return next((" in ".join(filter(None, (_name(node), _place(node)))) for node in nodes), "")
+    nodes = (node for node in graph.nodes if is_operation(node) and name_of(node) not in EXPRESSIONS)
+    return next((" in ".join(filter(None, (name_of(node), place_of(node)))) for node in nodes), "")
 
 
 def body(graph: fx.Graph, result: fx.Node, owner: str) -> str:
@@ -38,9 +38,9 @@ def body(graph: fx.Graph, result: fx.Node, owner: str) -> str:
     lines: list[str] = []
     wanted, place = needed([result]), owner
     for node in graph.nodes:
-        if node in wanted and _is_operation(node) and not _in_place(node):
-            if (_place(node) or owner) != place:
-                place = _place(node) or owner
+        if node in wanted and is_operation(node) and not _in_place(node):
+            if (place_of(node) or owner) != place:
+                place = place_of(node) or owner
                 lines.append(f"    # {place}")
             value = node.meta["val"]
             shape = f"  # {_shape(value)}" if isinstance(value, Tensor) else ""
@@ -51,12 +51,12 @@ def body(graph: fx.Graph, result: fx.Node, owner: str) -> str:
     return "\n".join(lines)
 
 
-def _is_operation(node: fx.Node) -> bool:
+def is_operation(node: fx.Node) -> bool:
     """A call whose result is an array (numbers are sizes, which are known)."""
     return node.op == "call_function" and not isinstance(node.meta["val"], torch.SymInt | int)
 
 
-def _name(node: fx.Node) -> str:
+def name_of(node: fx.Node) -> str:
     """aten.mul.Tensor, ...; or the name of a function of Python's."""
     overload = isinstance(node.target, torch._ops.OpOverload)
     return str(node.target) if overload else getattr(node.target, "__name__", str(node.target))
@@ -64,10 +64,10 @@ def _name(node: fx.Node) -> str:
 
 def _in_place(node: fx.Node) -> bool:
     """Whether the code of a node stands where it is used: it costs nothing, and a name would say no more."""
-    return EXPRESSIONS.get(_name(node)) == "{self}" or not any(n.op == "placeholder" for n in needed([node]))
+    return EXPRESSIONS.get(name_of(node)) == "{self}" or not any(n.op == "placeholder" for n in needed([node]))
 
 
-def _place(node: fx.Node) -> str:
+def place_of(node: fx.Node) -> str:
     """The submodule that a node belongs to, and its class."""
     stack = list((node.meta.get("nn_module_stack") or {}).values())
     path, kind = stack[-1] if stack else ("", "")
@@ -91,7 +91,7 @@ def _code(value: Any) -> Any:
 def _value(node: fx.Node) -> str:
     if node.op != "call_function":
         return str(node.target)
-    if not _is_operation(node):
+    if not is_operation(node):
         return _size(node.meta["val"])
     return _expression(node) if _in_place(node) else node.name
 
@@ -106,14 +106,14 @@ def _shape(value: Tensor) -> Items:
 
 
 def _expression(node: fx.Node) -> str:
-    arguments = {name: _code(value) for name, value in _arguments(node).items()}
+    arguments = {name: _code(value) for name, value in arguments_of(node).items()}
     value = node.meta["val"]
     arguments["shape"] = _shape(value) if isinstance(value, Tensor) else None
-    rule = EXPRESSIONS[_name(node)]
+    rule = EXPRESSIONS[name_of(node)]
     return rule.format(**arguments) if isinstance(rule, str) else rule(**arguments)
 
 
-def _arguments(node: fx.Node) -> dict[str, Any]:
+def arguments_of(node: fx.Node) -> dict[str, Any]:
     """All arguments of a call, by name."""
     if not isinstance(node.target, torch._ops.OpOverload):
         return dict(zip(("self", "index"), node.args, strict=True))

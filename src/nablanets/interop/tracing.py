@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from nablanets.errors import ExportError
 from nablanets.maps import GradientMap
@@ -51,24 +52,37 @@ class Both(Gradient):
         return self.net(x), self.net.potential(x)
 
 
-def trace(module: Gradient, x: Tensor) -> ExportedProgram:
-    """The program that a module runs on points of shape (n, d), for any n.
+class Jacobian(Gradient):
+    """x -> J(x) as an array."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net.jacobian(x).dense()
+
+
+def trace(module: Gradient, x: Tensor, *, any_number: bool = True) -> ExportedProgram:
+    """The program that a module runs on points of shape (n, d).
 
     Args:
         module: what to trace.
-        x: some points; at least two.
+        x: some points; at least two if the program is to take any number of points.
+        any_number: whether it takes as many points as there are; else as many as x has.
 
     Raises:
         ExportError: torch.export cannot trace it.
     """
+    shapes = {"x": {0: Dim("n")}} if any_number else None
     try:
-        return torch.export.export(module, (x,), dynamic_shapes={"x": {0: Dim("n")}})
+        return torch.export.export(module, (x,), dynamic_shapes=shapes)
     except Exception as error:  # torch raises many kinds, and they share no base class
-        raise ExportError(
-            f"torch.export cannot trace this {type(module.net).__name__}: {_first_line(error)} The gradient must be "
-            "plain tensor code that treats each point by itself. FromPotential of a module without a gradient(x) "
-            "method goes through torch.func.grad, which torch.export does not trace: give the module a gradient(x)."
-        ) from error
+        raise _untraceable(module.net, error) from error
+
+
+def _untraceable(net: GradientMap, error: Exception) -> ExportError:
+    return ExportError(
+        f"torch.export cannot trace this {type(net).__name__}: {_first_line(error)} The gradient must be "
+        "plain tensor code that treats each point by itself. FromPotential of a module without a gradient(x) "
+        "method goes through torch.func.grad, which torch.export does not trace: give the module a gradient(x)."
+    )
 
 
 def _first_line(error: Exception) -> str:
@@ -84,6 +98,29 @@ def freeze(program: ExportedProgram) -> fx.GraphModule:
     """
     with torch.no_grad():
         return _Freezing(program.module()).result()
+
+
+def differentiate(graph: fx.GraphModule, x: Tensor, rules: dict[Any, Any]) -> fx.GraphModule:
+    """The graph of the Jacobian at one point (1, d), of a frozen graph whose first result is f(x).
+
+    By forward-mode differentiation of the graph in all directions at once: for maps whose Jacobian has no closed form.
+    ``rules`` decompose operations.
+    """
+
+    def gradient(point: Tensor) -> Tensor:
+        return graph(point.unsqueeze(0))[0].squeeze(0)
+
+    def jacobian(points: Tensor, directions: Tensor) -> Tensor:
+        def column(direction: Tensor) -> Tensor:
+            return torch.func.jvp(gradient, (points[0],), (direction,))[1]
+
+        return torch.func.vmap(column, out_dims=-1)(directions)  # (d, d)
+
+    basis = torch.eye(x.shape[-1], dtype=x.dtype)
+    with torch.no_grad():
+        columns = torch.func.functionalize(lambda points: jacobian(points, basis))
+        traced = make_fx(columns, decomposition_table=rules)(x)
+        return _Freezing(traced).result()
 
 
 class _Freezing:

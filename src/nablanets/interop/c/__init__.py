@@ -1,0 +1,1 @@
+"""Gradient maps as plain C99: one file without allocation, for programs and controllers without Python."""
