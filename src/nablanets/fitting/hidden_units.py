@@ -26,9 +26,9 @@ def hidden_units(net: nn.Module) -> HiddenUnits | None:
         return None
     form = cast(HasUnitForm, net).unit_form()
     if isinstance(form, CascadeForm):
-        return Cascade(form.activation, form.num_layers)
+        return WeightedCascade(form.num_layers) if form.weighted else Cascade(form.activation, form.num_layers)
     if isinstance(form, SoftmaxForm):
-        return GroupedSoftmax(form.groups)
+        return GroupedWeightedSoftmax(form.groups) if form.weighted else GroupedSoftmax(form.groups)
     return Elementwise(form.activation) if isinstance(form, ElementwiseForm) else None
 
 
@@ -103,6 +103,41 @@ class GroupedSoftmax(HiddenUnits):
         return weighted.addcmul_(self.last, weighted.sum(dim=2, keepdim=True), value=-1).flatten(1, 2), []
 
 
+class GroupedWeightedSoftmax(HiddenUnits):
+    r"""a p - b q with p = softmax(u) and q = softmax(-u) over the units of each group.
+
+    Back from dL/ds = y: dL/du = a p * (y - <p, y>) + b q * (y - <q, y>), dL/da = <p, y>, dL/db = -<q, y>, with inner
+    products over the units of a group and, for a and b, over the samples.
+    """
+
+    def __init__(self, num_modules: int) -> None:
+        self.num_modules = num_modules
+        self.p: Tensor
+        self.q: Tensor
+
+    def read(self, net: HasUnitForm) -> tuple[AffineParts, tuple[Tensor, ...]]:
+        return net.affine_parts(), net.unit_parameters()
+
+    def evaluate(self, u: Tensor, parameters: tuple[Tensor, ...], arrays: Arrays) -> Tensor:
+        a, b = (part[..., None, None] for part in parameters)  # (B, M, 1, 1)
+        groups = u.unflatten(1, (self.num_modules, -1))
+        self.p = torch.softmax(groups, dim=2, out=arrays("p", *groups.shape))
+        self.q = torch.softmax(groups.neg_(), dim=2, out=arrays("q", *groups.shape))
+        value = torch.mul(self.p, a, out=arrays("s", *groups.shape))
+        return value.addcmul_(self.q, b, value=-1).flatten(1, 2)
+
+    def pullback(self, gradient: Tensor, parameters: tuple[Tensor, ...], arrays: Arrays) -> tuple[Tensor, list[Tensor]]:
+        a, b = (part[..., None, None] for part in parameters)
+        y = gradient.unflatten(1, (self.num_modules, -1))
+        weighted = torch.mul(y, self.p, out=arrays("weighted", *y.shape))
+        by_p = weighted.sum(dim=2, keepdim=True)  # (B, M, 1, n)
+        back = weighted.addcmul_(self.p, by_p, value=-1).mul_(a)
+        y.mul_(self.q)
+        by_q = y.sum(dim=2, keepdim=True)
+        y.addcmul_(self.q, by_q, value=-1)
+        return back.addcmul_(y, b).flatten(1, 2), [by_p.sum(dim=(2, 3)), -by_q.sum(dim=(2, 3))]
+
+
 class Cascade(HiddenUnits):
     r"""A cascade without its last alpha, z_l = beta_l (u + b_l) + alpha_{l-1} s(z_{l-1}).
 
@@ -148,6 +183,73 @@ class Cascade(HiddenUnits):
                 d_alpha[:, k - 1] = torch.mul(dz, self.layers[k - 1].value, out=product).sum(dim=2)
                 dz.mul_(alpha[:, k - 1])
         return d_u, [d_alpha, d_beta, d_shift]
+
+
+class WeightedCascade(HiddenUnits):
+    r"""A cascade of weighted tanh without its last alpha: z_l = beta_l (u + b_l) + alpha_{l-1} s_{l-1}(z_{l-1}).
+
+    With s(z) = c tanh z + e (z - tanh z) and tanh z = 2 sigmoid(2 z) - 1, which takes a fifth of the time of tanh, the
+    numbers y = 2 z obey
+
+    .. math:: y_l = B_l u + S_l + P_{l-1} \sigma(y_{l-1}) + R_{l-1} y_{l-1},
+
+    with B = 2 beta, P = 4 alpha (c - e), R = alpha e and S_l = 2 beta_l b_l - P_{l-1} / 2. The last layer gives
+    phi = (P \sigma(y) + R y) / 2 - P / 4 with alpha = 1; V takes the half, and v the constant.
+
+    Back from dL/dy_l: dL/dB_l = <dy_l, u>, dL/dS_l = <dy_l, 1>, dL/dP_{l-1} = <dy_l, sigma_{l-1}>, dL/dR_{l-1} =
+    <dy_l, y_{l-1}> and dy_{l-1} = dy_l (P sigma' + R), with sums over the samples.
+    """
+
+    def __init__(self, num_layers: int) -> None:
+        self.num_layers = num_layers
+        self.u: Tensor
+        self.y: list[Tensor]
+        self.sigma: list[Tensor]
+
+    def read(self, net: HasUnitForm) -> tuple[AffineParts, tuple[Tensor, ...]]:
+        parts = net.affine_parts()
+        alpha, beta, bias, of_tanh, of_rest = net.unit_parameters()  # (..., L, units)
+        inner_alpha = nn.functional.pad(alpha[..., :-1, :], (0, 0, 0, 1), value=1.0)
+        slope = 4 * inner_alpha * (of_tanh - of_rest)  # P
+        before = nn.functional.pad(slope[..., :-1, :], (0, 0, 1, 0)) / 2
+        shift = 2 * beta * bias - before
+        outer = parts.outer / 2
+        constant = parts.constant - (outer @ slope[..., -1, :, None]).squeeze(-1) / 2
+        return parts._replace(outer=outer, constant=constant), (slope, inner_alpha * of_rest, 2 * beta, shift)
+
+    def evaluate(self, u: Tensor, parameters: tuple[Tensor, ...], arrays: Arrays) -> Tensor:
+        slope, rest, beta, shift = (part.unsqueeze(-1) for part in parameters)  # (B, L, units, 1)
+        self.u = u
+        self.y = []
+        self.sigma = []
+        value = shift[:, 0]
+        for k in range(self.num_layers):
+            y = torch.addcmul(value, beta[:, k], u, out=arrays(f"y{k}", *u.shape))
+            sigma = torch.sigmoid(y, out=arrays(f"sigma{k}", *u.shape))
+            self.y.append(y)
+            self.sigma.append(sigma)
+            if k + 1 < self.num_layers:
+                value = torch.addcmul(shift[:, k + 1], slope[:, k], sigma, out=arrays("response", *u.shape))
+            else:
+                value = torch.mul(slope[:, k], sigma, out=arrays("response", *u.shape))
+            value.addcmul_(rest[:, k], y)
+        return value
+
+    def pullback(self, gradient: Tensor, parameters: tuple[Tensor, ...], arrays: Arrays) -> tuple[Tensor, list[Tensor]]:
+        slope, rest, beta, _ = (part.unsqueeze(-1) for part in parameters)
+        d_slope, d_rest, d_beta, d_shift = (torch.empty_like(part) for part in parameters)
+        d_u = arrays("d_u", *self.u.shape).zero_()
+        product = arrays("product", *self.u.shape)
+        for k in reversed(range(self.num_layers)):
+            d_slope[:, k] = torch.mul(gradient, self.sigma[k], out=product).sum(dim=2)
+            d_rest[:, k] = torch.mul(gradient, self.y[k], out=product).sum(dim=2)
+            bent = torch.mul(gradient, slope[:, k], out=product)
+            torch.ops.aten.sigmoid_backward.grad_input(bent, self.sigma[k], grad_input=bent)
+            dy = gradient.mul_(rest[:, k]).add_(bent)
+            d_u.addcmul_(beta[:, k], dy)
+            d_shift[:, k] = dy.sum(dim=2)
+            d_beta[:, k] = torch.mul(dy, self.u, out=product).sum(dim=2)
+        return d_u, [d_slope, d_rest, d_beta, d_shift]
 
 
 class _Layer:

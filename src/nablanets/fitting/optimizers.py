@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -10,8 +11,9 @@ from torch import Tensor, nn
 from nablanets.errors import InvalidInputError
 from nablanets.fitting.batches import Batches, BatchSource, Sampler, Samples
 from nablanets.fitting.checkpoint import restore_optimizer
+from nablanets.fitting.closed_form import own_gradient
 from nablanets.fitting.levenberg import Levenberg
-from nablanets.fitting.objective import Objective, squared_error
+from nablanets.fitting.objective import squared_error
 from nablanets.fitting.problem import Problem
 from nablanets.fitting.scale import unit_for_adam
 from nablanets.fitting.settings import FitSettings
@@ -29,14 +31,33 @@ _LBFGS_EVALUATIONS = 25
 _LBFGS_PATIENCE = 10
 
 
+#: The loss at samples (x, g), whose gradient it adds to those of the parameters.
+Backward: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+
+
+def make_backward(net: nn.Module, problem: Problem, unit: float) -> Backward:
+    """The objective of a problem in multiples of unit^2: its gradient is by hand where known, else by autograd."""
+    by_hand = own_gradient(net, unit) if problem.objective is squared_error else None
+    if by_hand is not None:
+        return by_hand.backward
+    objective = problem.loss_in(unit)
+
+    def backward(x: Tensor, g: Tensor) -> Tensor:
+        loss = objective(net, x, g)
+        loss.backward()
+        return loss.detach()
+
+    return backward
+
+
 def make_stepper(net: nn.Module, problem: Problem, settings: FitSettings) -> Stepper:
     """The optimiser that the settings ask for, with one start."""
     if settings.optimizer == "lbfgs":
-        return LbfgsStepper(net, problem.batches.next(), problem.loss_in(problem.unit), problem.unit)
+        return LbfgsStepper(net, problem.batches.next(), make_backward(net, problem, problem.unit), problem.unit)
     if settings.optimizer == "levenberg":
         return make_levenberg([net], problem, settings)
     unit = unit_for_adam(problem.unit)
-    return GradientStepper(net, problem.batches, settings, problem.loss_in(unit), unit)
+    return GradientStepper(net, problem.batches, settings, make_backward(net, problem, unit), unit)
 
 
 def make_levenberg(
@@ -89,8 +110,8 @@ class GradientStepper(Stepper):
         net: what is trained.
         batches: an endless source of them.
         settings: optimizer, weight_decay, clip_norm.
-        objective: a scalar of the network on a batch.
-        unit: that of the targets; the objective is in multiples of its square.
+        backward: the loss on a batch, with its gradient.
+        unit: that of the targets; the loss is in multiples of its square.
 
     Reference:
         Adam: Kingma and Ba, ICLR 2015. AdamW: Loshchilov and Hutter, ICLR 2019. Muon: Jordan et al., 2024,
@@ -102,14 +123,14 @@ class GradientStepper(Stepper):
         net: nn.Module,
         batches: BatchSource,
         settings: FitSettings,
-        objective: Objective,
+        backward: Backward,
         unit: float = 1.0,
     ) -> None:
         self.net = net
         self.unit = unit
         self.batches = batches
         self.clip_norm = settings.clip_norm
-        self.objective = objective
+        self.backward = backward
         self.optimizers = _make_optimizers(net, settings)
         self._learning_rate: float | None = None
 
@@ -124,16 +145,15 @@ class GradientStepper(Stepper):
     def advance(self, learning_rate: float) -> Tensor:
         self._learning_rate = learning_rate
         x, g = self.batches.next()
-        loss = self.objective(self.net, x, g)
         self.net.zero_grad()
-        loss.backward()
+        loss = self.backward(x, g)
         if self.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.net.parameters(), self.clip_norm)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate
             optimizer.step()
-        return loss.detach()
+        return loss
 
     def state(self) -> dict[str, Any]:
         return {
@@ -158,18 +178,18 @@ class LbfgsStepper(Stepper):
     Args:
         net: what is trained.
         samples: all that it is trained on.
-        objective: a scalar of the network on the samples.
-        unit: that of the targets; the objective is in multiples of its square.
+        backward: the loss on the samples, with its gradient.
+        unit: that of the targets; the loss is in multiples of its square.
 
     Reference:
         Nocedal and Wright, Numerical Optimization, 2nd ed., algorithms 7.4, 7.5 and 3.5, in torch.optim.LBFGS.
     """
 
-    def __init__(self, net: nn.Module, samples: Samples, objective: Objective, unit: float = 1.0) -> None:
+    def __init__(self, net: nn.Module, samples: Samples, backward: Backward, unit: float = 1.0) -> None:
         self.net = net
         self.unit = unit
         self.samples = samples
-        self.objective = objective
+        self.backward = backward
         self.optimizer = torch.optim.LBFGS(
             _trained(net),
             max_iter=1,
@@ -185,11 +205,9 @@ class LbfgsStepper(Stepper):
     def advance(self, learning_rate: float) -> Tensor:
         def closure() -> Tensor:
             self.net.zero_grad()
-            loss = self.objective(self.net, *self.samples)
-            loss.backward()
-            return loss
+            return self.backward(*self.samples)
 
-        loss = self.optimizer.step(closure).detach()
+        loss = self.optimizer.step(closure)
         value = float(loss)
         self.without_progress = self.without_progress + 1 if value >= self.lowest_error else 0
         self.lowest_error = min(self.lowest_error, value)

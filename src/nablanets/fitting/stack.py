@@ -13,7 +13,7 @@ from torch.func import functional_call, jacrev, vmap
 
 from nablanets.errors import InvalidInputError
 from nablanets.maps import GradientMap
-from nablanets.maps.protocols import HasParameterJacobian, supports
+from nablanets.maps.protocols import HasParameterJacobian, supports, unit_points
 from nablanets.parameters import fixed_copy
 
 
@@ -26,6 +26,7 @@ class Stack:
 
     Attributes:
         theta: trained parameters, one row of p numbers per network.
+        shares_buffers: whether all of them have the same buffers.
 
     Args:
         nets: networks that differ in the values of their parameters and buffers only; they are not changed.
@@ -52,7 +53,8 @@ class Stack:
         not_trained = [name for name in states[0] if name not in self._trained]
         self.fixed = {name: torch.stack([state[name].detach() for state in states]) for name in not_trained}
         # Closed forms take the parameters of all networks at once, but only one set of buffers.
-        self._shares_buffers = all(bool((value == value[:1]).all()) for value in self.fixed.values())
+        self._buffers = [name for name, _ in self.skeleton.named_buffers()]
+        self.shares_buffers = all(bool((self.fixed[name] == self.fixed[name][:1]).all()) for name in self._buffers)
         # A copy whose parameters are set to rows of theta; shared ones of the skeleton do not survive functional_call.
         self._present = copy.deepcopy(self.skeleton)
         self._tensors = _tensors(self._present)
@@ -66,7 +68,14 @@ class Stack:
 
     def call(self, reading: nn.Module, theta: Tensor) -> Any:
         """What a module returns, which holds the skeleton as ``net``, with the parameters of all networks at once."""
-        return functional_call(reading, self._inside(theta, self.fixed), ())
+        fixed = dict(self.fixed)
+        if self.shares_buffers:
+            fixed |= {name: fixed[name][0] for name in self._buffers}
+        return functional_call(reading, self._inside(theta, fixed), ())
+
+    def unit_points(self, x: Tensor) -> Tensor:
+        """:func:`~nablanets.maps.protocols.unit_points` of networks that share their buffers."""
+        return unit_points(self._present, x)
 
     def values(self, theta: Tensor, x: Tensor, members: Tensor | slice = slice(None)) -> Tensor:
         """Networks with the given parameters, one row each, at common points (n, d) or own (B, n, d): (B, n, d)."""
@@ -88,7 +97,7 @@ class Stack:
             self._become(theta[0], members)
             jacobian, value = self._derivatives.at(x)
             return jacobian.unsqueeze(0), value.unsqueeze(0)
-        if self._shares_buffers:
+        if self.shares_buffers:
             self._become(theta, members)
             return self._derivatives.at(x, len(theta))
 
@@ -111,8 +120,10 @@ class Stack:
         """Let the copy be one network (p), or all of them (B, p) with parameters that have a leading dimension."""
         for name, value in self._named(theta).items():
             self._tensors[name].data = value
-        if not self._shares_buffers:
-            for name, value in self._fixed(members).items():
+        for name, value in self._fixed(members).items():
+            if name not in self._buffers:
+                self._tensors[name].data = value if theta.ndim == 2 else value[0]
+            elif not self.shares_buffers:
                 self._tensors[name].copy_(value[0])
 
     def _inside(self, theta: Tensor, fixed: dict[str, Tensor]) -> dict[str, Tensor]:

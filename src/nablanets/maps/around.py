@@ -12,18 +12,23 @@ from torch import Tensor, nn
 from nablanets.activations.base import ParameterColumns
 from nablanets.errors import InvalidInputError
 from nablanets.maps.protocols import (
+    AffineParts,
     Composition,
     FactoredTerm,
     HasAffinePart,
     HasBends,
+    HasConstantValue,
     HasOuterTerms,
     HasParameterJacobian,
     HasProfiles,
+    HasUnitForm,
     HasUnits,
     OuterTerm,
     ParameterJacobian,
+    UnitForm,
     lacking,
     supports,
+    unit_points,
 )
 
 
@@ -125,6 +130,33 @@ class LinearChange(AroundOne):
         own = scaled if matrix is None else scaled @ matrix.mT
         return cast("ParameterJacobian | None", self.inner.parameter_jacobian(self._seen(x), own))
 
+    def unit_form(self) -> UnitForm | None:
+        """That of g, unless A or b are trained."""
+        return None if self._is_trained() else cast("UnitForm | None", self.inner.unit_form())
+
+    def unit_points(self, x: Tensor) -> Tensor:
+        """The points of g at A x + b."""
+        return unit_points(self.inner, self._seen(x))
+
+    def affine_parts(self) -> AffineParts:
+        """Those of g, times c A^T on the left."""
+        matrix, _, factor = self._change()
+        inside = self.inner.affine_parts()
+
+        def times_left(columns: Tensor) -> Tensor:
+            scaled = factor * columns
+            return scaled if matrix is None else matrix.mT @ scaled
+
+        return cast(AffineParts, inside)._replace(
+            outer=times_left(inside.outer),
+            constant=times_left(inside.constant.unsqueeze(-1)).squeeze(-1),
+            linear=None if inside.linear is None else times_left(inside.linear),
+        )
+
+    def unit_parameters(self) -> tuple[Tensor, ...]:
+        """Those of g."""
+        return cast("tuple[Tensor, ...]", self.inner.unit_parameters())
+
     def _passed_on(self, term: OuterTerm) -> OuterTerm:
         if not isinstance(term, FactoredTerm):
             return super()._passed_on(term)
@@ -218,6 +250,29 @@ class SumOfMaps(Composition):
             total = total + own[0]
             found += own[1]
         return total, found
+
+    def unit_form(self) -> UnitForm | None:
+        """That of the one part with units, if all others are constants."""
+        others = [part for part in self.parts if not supports(part, HasConstantValue)]
+        if len(others) != 1 or not supports(others[0], HasUnitForm):
+            return None
+        return cast("UnitForm | None", others[0].unit_form())
+
+    def unit_points(self, x: Tensor) -> Tensor:
+        """Those of the part with units."""
+        return unit_points(self._only(HasUnitForm), x)
+
+    def affine_parts(self) -> AffineParts:
+        """Those of the part with units, and all constants."""
+        inside = cast(AffineParts, self._only(HasUnitForm).affine_parts())
+        constant = inside.constant
+        for part in self._that_support(HasConstantValue):
+            constant = constant + part.constant_value()
+        return inside._replace(constant=constant)
+
+    def unit_parameters(self) -> tuple[Tensor, ...]:
+        """Those of the part with units."""
+        return cast("tuple[Tensor, ...]", self._only(HasUnitForm).unit_parameters())
 
     def unit_terms(self) -> list[OuterTerm]:
         parts = self._that_support(HasUnits)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from nablanets.activations import ActivationSpec, ElementwiseActivation
 from nablanets.activations.base import ParameterColumns
+from nablanets.activations.elementwise import Tanh, WTanh
 from nablanets.intervals import interval_product
 from nablanets.keywords import explain_keywords
 from nablanets.maps.network import GradientNetwork, Parts, UnitsMap
@@ -241,11 +242,16 @@ class GradNetC(CascadedMap, GradientNetwork[CascadeParts]):
         return self._with_affine_columns(value, found, x, left)
 
     def unit_form(self) -> CascadeForm | None:
-        """The cascade, if its activation has no parameters; a subclass says for itself whether it still is that."""
+        """The cascade, if its activation has no parameters or is a weighted tanh.
+
+        A subclass says for itself whether it still is that.
+        """
         activation = cast(ElementwiseActivation, self.ridge.activations[0])
-        if type(self) is not GradNetC or activation.state_dict():
+        if type(self) is not GradNetC:
             return None
-        return CascadeForm(activation, self.ridge.num_layers)
+        if type(activation) is WTanh:
+            return CascadeForm(Tanh(), self.ridge.num_layers, weighted=True)
+        return None if activation.state_dict() else CascadeForm(activation, self.ridge.num_layers)
 
     def affine_parts(self) -> AffineParts:
         """All but the cascade without its last alpha."""
@@ -255,5 +261,5 @@ class GradNetC(CascadedMap, GradientNetwork[CascadeParts]):
         return AffineParts(self.weight, shift, outer, self.bias, self._linear_matrix())
 
     def unit_parameters(self) -> tuple[Tensor, ...]:
-        """alpha, beta and b of the cascade."""
-        return self.ridge.coefficients()
+        """alpha, beta and b of the cascade, and the weights of its activations if they are weighted."""
+        return *self.ridge.coefficients(), *self.ridge.activation_weights()

@@ -16,7 +16,7 @@ from nablanets.activations import (
     make_activation,
 )
 from nablanets.activations.base import ParameterColumns
-from nablanets.activations.group import Softmax
+from nablanets.activations.group import Softmax, WSoftmax
 from nablanets.intervals import Interval, interval_product
 from nablanets.keywords import explain_keywords
 from nablanets.maps.network import GradientNetwork, Parts
@@ -342,7 +342,12 @@ class GradNetM(ModularNetwork):
         return UnitDerivatives(scale * value, times_derivative(weighted, derivative), found)
 
     def unit_form(self) -> UnitForm | None:
-        """The activation, if it has no parameters and is known; a subclass says for itself whether it still is that."""
+        """The activation, if it is known and has no parameters but those of a weighted softmax.
+
+        A subclass says for itself whether it still is that.
+        """
+        if type(self) is GradNetM and type(self.units) is WSoftmax:
+            return SoftmaxForm(self.num_modules, weighted=True)
         if type(self) is not GradNetM or self.units.state_dict():
             return None
         if isinstance(self.units, ElementwiseActivation):
@@ -359,8 +364,11 @@ class GradNetM(ModularNetwork):
         return AffineParts(inner, shift, outer, self.bias, self._linear_matrix())
 
     def unit_parameters(self) -> tuple[Tensor, ...]:
-        """None: the activations known have no parameters."""
-        return ()
+        """The weights of a weighted softmax, each (M); the other activations known have none."""
+        if not isinstance(self.units, WSoftmax):
+            return ()
+        a, b = self.units.weights()
+        return a.squeeze(-1), b.squeeze(-1)
 
 
 def times_derivative(vectors: Tensor, derivative: Tensor | GroupDerivative) -> Tensor:

@@ -11,7 +11,9 @@ HasAffinePart         A and b of f(x) = ... + A x + b can be set        initiali
 HasBends              hidden units can be put where the data are        initialise_from_data
 HasUnits              hidden units see W x, and W can be chosen         initialise_affine, initialise_ridges
 HasProfiles           one function of one variable per row of W         initialise_ridges
-HasUnitForm           f = V phi(A x + a) + v + Q x with a known phi     fit_many, for gradients by hand
+HasUnitForm           f = V phi(A x + a) + v + Q x with a known phi     fit and fit_many, for gradients by hand
+HasUnitPoints         the same, of other points h(x) in place of x      fit and fit_many
+HasConstantValue      f does not depend on x                            sums of maps
 HasParameterJacobian  the derivatives of f(x) in the parameters         Levenberg-Marquardt
 ===================== ================================================= =========================================
 """
@@ -21,7 +23,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
@@ -225,20 +227,26 @@ class ElementwiseForm:
 
 @dataclass(frozen=True)
 class SoftmaxForm:
-    """phi is softmax over each of so many groups of units."""
+    """phi is softmax over each of so many groups of units.
+
+    If ``weighted``, it is a softmax(u) - b softmax(-u), with parameters a and b, each (groups).
+    """
 
     groups: int
+    weighted: bool = False
 
 
 @dataclass(frozen=True)
 class CascadeForm:
     """phi(u) = s(z_{L-1}) with z_l = beta_l (u + b_l) + alpha_{l-1} s(z_{l-1}), z_0 = beta_0 (u + b_0).
 
-    The parameters are alpha, beta and b, each (L, units); the last alpha belongs to V.
+    The parameters are alpha, beta and b, each (L, units); the last alpha belongs to V. If ``weighted``, each layer has
+    c tanh z + e (z - tanh z) in place of s(z), with more parameters c and e, each (L, units).
     """
 
     activation: ElementwiseActivation
     num_layers: int
+    weighted: bool = False
 
 
 #: The phi for which there are gradients by hand.
@@ -256,6 +264,27 @@ class HasUnitForm(Protocol):
 
     def unit_parameters(self) -> tuple[Tensor, ...]:
         """The parameters of phi that :data:`UnitForm` asks for, effective values."""
+
+
+class HasUnitPoints(Protocol):
+    """What :class:`HasUnitForm` says is true of points h(x) in place of x, which depend on no trained parameter."""
+
+    def unit_points(self, x: Tensor) -> Tensor:
+        """h(x), (*, features of h)."""
+
+
+def unit_points(net: object, x: Tensor) -> Tensor:
+    """The points that the form of a map's units is about: h(x), or x itself."""
+    if not hasattr(type(net), "unit_points"):
+        return x
+    return cast(HasUnitPoints, net).unit_points(x)
+
+
+class HasConstantValue(Protocol):
+    """f(x) is the same for all x, and not trained."""
+
+    def constant_value(self) -> Tensor:
+        """It, (d)."""
 
 
 #: The values B f(x) of a matrix B (k, d) at n points, (k, n), and their derivatives in each parameter, of shape

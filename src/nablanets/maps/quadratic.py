@@ -261,6 +261,10 @@ class Constant(GradientMap):
         """There is nothing to train."""
         return (left @ self.value.unsqueeze(-1)).expand(*left.shape[:-1], len(x)), []
 
+    def constant_value(self) -> Tensor:
+        """b."""
+        return self.value
+
     def _potential(self, x: Tensor) -> Tensor:
         return x @ self.value
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from nablanets.activations import ActivationSpec, ElementwiseActivation, make_activation
 from nablanets.activations.base import ParameterColumns, TwoWeights
+from nablanets.activations.elementwise import WTanh
 from nablanets.errors import IllegalActivationError
 from nablanets.intervals import interval_product
 from nablanets.parameters import constrained, inverse_softplus
@@ -63,6 +64,15 @@ class RidgeCascade(nn.Module):
     def coefficients(self) -> tuple[Tensor, Tensor, Tensor]:
         """alpha, beta and b, each (L, h)."""
         return *self._scales(), self.bias
+
+    def activation_weights(self) -> tuple[Tensor, ...]:
+        """The two weights of weighted tanh, each (L, h); nothing for activations without parameters."""
+        weighted = [s.weights() for s in self.activations if isinstance(s, WTanh)]
+        if not weighted:
+            return ()
+        of_tanh = torch.stack([a for a, _ in weighted], dim=-2)
+        of_rest = torch.stack([b for _, b in weighted], dim=-2)
+        return of_tanh, of_rest
 
     def _scales(self) -> tuple[Tensor, Tensor]:
         nonnegative = self.monotone
