@@ -9,7 +9,7 @@ import torch
 
 from autofit_cases import Case
 from autofit_methods import Array, Candidate, Predict, Train
-from nablanets import GradientMap, GradNetC, GradNetM, GradNetTransformed, fit
+from nablanets import GradientMap, GradNetC, GradNetM, fit
 from nablanets.fitting import FitSettings, fit_best_start
 from nablanets.pieces import fit_pieces
 from nablanets.starts import initialise_from_data, standardised
@@ -45,12 +45,13 @@ def by_hand(case: Case, seed: int) -> Iterator[Candidate]:
 def _smooth(d: int, seed: int) -> Iterator[Candidate]:
     """For smooth fields without further knowledge: Levenberg-Marquardt where it is affordable, else L-BFGS."""
     if d <= 4:
-        yield _levenberg("C 32x2", lambda: GradNetC(d, 32, 2), seed)
+        yield _levenberg("M 12x6", lambda: GradNetM(d, 12, 6), seed)
         yield _levenberg("M 12x3", lambda: GradNetM(d, 12, 3), seed)
-        yield _levenberg("transformed 8x4", lambda: GradNetTransformed(d, 8, 4), seed)
+        yield _levenberg("C 24x2", lambda: GradNetC(d, 24, 2), seed)
+        return
     yield _lbfgs("C 64x4", lambda: GradNetC(d, 64, 4), seed)
     yield _lbfgs("M 16x6", lambda: GradNetM(d, 16, 6), seed)
-    yield _lbfgs("transformed 16x6", lambda: GradNetTransformed(d, 16, 6), seed)
+    yield _levenberg("M 12x6", lambda: GradNetM(d, 12, 6), seed, starts=1)
 
 
 def _wall_seconds(seconds: float) -> float:

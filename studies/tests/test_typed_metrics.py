@@ -14,6 +14,7 @@ from nablanets_studies.dynamics.molecule_measures import DynamicsMetrics, Molecu
 from nablanets_studies.dynamics.solar_measures import PositionErrors, SolarMetrics
 from nablanets_studies.fields.field2d import Field2DMetrics
 from nablanets_studies.fields.high_dimensional import HighDimensionalMetrics
+from nablanets_studies.fields.motor_measures import MotorMetrics
 from nablanets_studies.fields.terrain import TerrainMetrics
 from nablanets_studies.machinery.metrics import Metrics, choice, group, measured, nested, series, summaries_of
 from nablanets_studies.machinery.store import Row
@@ -71,6 +72,7 @@ def test_summaries_are_over_the_seeds_that_have_the_value():
     [
         ("field2d-convex", (Field2DMetrics,)),
         ("terrain", (TerrainMetrics,)),
+        ("motor-map", (MotorMetrics,)),
         ("sinusoid", (SinusoidMetrics,)),
         ("piecewise-quadratic", (HighDimensionalMetrics,)),
         ("two-body", (OrbitMetrics, LongRun)),

@@ -13,6 +13,7 @@ from nablanets_studies.fields.activations import ActivationsExperiment
 from nablanets_studies.fields.efficiency import EfficiencyExperiment
 from nablanets_studies.fields.field2d import Field2DExperiment
 from nablanets_studies.fields.high_dimensional import NONCONVEX_FIELDS, PIECEWISE_QUADRATIC
+from nablanets_studies.fields.motor import MotorExperiment
 from nablanets_studies.fields.terrain import TerrainExperiment
 from nablanets_studies.machinery.base import Experiment
 from nablanets_studies.pictures.classification import ClassificationExperiment
@@ -29,6 +30,7 @@ EXPERIMENTS: dict[str, Experiment[Any]] = {
         Field2DExperiment(ConvexField()),
         Field2DExperiment(NonconvexField()),
         TerrainExperiment(),
+        MotorExperiment(),
         SinusoidExperiment(),
         SuperResolutionExperiment(),
         AblationExperiment(),
