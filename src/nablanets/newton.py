@@ -72,14 +72,16 @@ class Solution:
         if bool(self.singular.any()):
             raise SingularJacobianError(
                 f"{int(self.singular.sum())} of {self.singular.numel()} Jacobians are numerically singular. A positive "
-                "definite linear term (linear=True) keeps the Jacobian of a monotone map invertible."
+                "definite linear term (linear=True) keeps the Jacobian of a monotone map invertible, unless its slopes "
+                "are further apart than the digits of the type reach: take float64, or a smaller y."
             )
         bad = ~self.converged
         raise ConvergenceError(
             f"{int(bad.sum())} of {bad.numel()} solves did not converge; the largest residual is "
             f"{float(self.residual[bad].max()):.2e} after up to {int(self.iterations.max())} steps. Is y finite and in "
             "the range of the map, and the map strongly monotone (linear=True)? Use float64, or look at the Solution "
-            "of solve(y, throw=False)."
+            "of solve(y, throw=False). At a kink, and at the sharp edges of a mixture, f may jump from one number to "
+            "the next, and y lie between."
         )
 
 
@@ -132,6 +134,7 @@ class _Search:
         self.goal = self.relative * self.size
         # Where residuals are as small as this, rounding may keep them from becoming smaller.
         self.limit = rounding**0.5 * self.size
+        self.rounding = 4 * rounding
         self.residual = length(self.net(x) - y)
         self.iterations = torch.zeros(len(y), dtype=torch.long, device=y.device)
         self.stalled = torch.zeros_like(self.iterations)
@@ -159,8 +162,10 @@ class _Search:
         after = length(part(trial) - target)
         succeeds = has_direction & torch.isfinite(after)
         better = after < before
-        # Far from the solution the residual may rise while the convex function falls; near it, rounding is the limit.
-        stalled = torch.where(better | (after > self.limit[active]), 0, self.stalled[active] + 1)
+        # Far from the solution the residual may rise while the convex function falls. Near it rounding is the limit;
+        # and so it is where x goes no further than to its neighbours, as where f jumps from one number to the next.
+        goes_on = (after > self.limit[active]) & (length(trial - point) > self.rounding * length(point))
+        stalled = torch.where(better | goes_on, 0, self.stalled[active] + 1)
         stalled = torch.where(succeeds, stalled, _STALLED)  # a failed sample would fail again
         moves = better | (stalled < _STALLED)
         self.x[active] = torch.where(moves.unsqueeze(-1), trial, point)
@@ -180,9 +185,17 @@ class _Search:
 
 
 def _term_size(net: Solvable, x: Tensor) -> Tensor:
-    """The size of what adds up to f(x): |J x|, and f(x) - f(0) as the part that depends on x."""
+    """How much f(x) changes where x changes by its own size, and so by roundings, in units of them.
+
+    In the direction of x this is |J x|, and |f(x) - f(0)| by what f has added up; in any direction |x| times the
+    steepest slope. Where slopes differ much, the latter is by far the largest: x is long because f is flat along it,
+    and what adds up to f(x) cancels. The steepest slope is taken from a step of power iteration, as that along J x.
+    """
     value, jacobian = net.value_and_jacobian(x)
-    return length(jacobian @ x) + length(value - net(torch.zeros_like(x)))
+    image = jacobian @ x  # (n, d)
+    direction = image / largest_entry(image)
+    steepest = length(jacobian @ direction) / length(direction).clamp(min=torch.finfo(x.dtype).tiny)
+    return length(image) + length(value - net(torch.zeros_like(x))) + steepest * length(x)
 
 
 def _line_search(net: Solvable, x: Tensor, p: Tensor, y: Tensor) -> Tensor:

@@ -166,14 +166,23 @@ class Squareplus(ElementwiseActivation):
     slopes = (0.0, 1.0)
 
     def forward(self, z: Tensor) -> Tensor:
-        root = torch.sqrt(z.square() + 4)
+        return self._value(z, self._root(z))
+
+    @staticmethod
+    def _value(z: Tensor, root: Tensor) -> Tensor:
         return torch.where(z >= 0, (z + root) / 2, 2 / (root - z.clamp(max=0)))
+
+    @staticmethod
+    def _root(z: Tensor) -> Tensor:
+        """sqrt(z^2 + 4), also where the square overflows: there it is |z| + 3 to rounding, and nowhere as large."""
+        return torch.minimum(torch.sqrt(z.square() + 4), z.abs() + 3)
 
     def potential(self, z: Tensor) -> Tensor:
         return z * self(z) / 2 + torch.asinh(z / 2)
 
     def derivative(self, z: Tensor) -> Tensor:
-        return self(z) / torch.sqrt(z.square() + 4)
+        root = self._root(z)
+        return self._value(z, root) / root
 
 
 class LeakyReLU(ElementwiseActivation):

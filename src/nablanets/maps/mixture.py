@@ -23,6 +23,10 @@ class GradNetMixture(GradientMap):
     With p = softmax(t (F_k + c_k)) the Jacobian is sum_k p_k J_k + t sum_k p_k (f_k - f)(f_k - f)^T: convex if all
     experts are, and for large t the maximum of the expert potentials, so piecewise fields have sharp edges.
 
+    An edge between experts i and j is as wide as 1 / (t |f_i - f_j|). Far out, where that is less than the distance of
+    neighbouring numbers, f jumps from one to the next: ``inverse`` of a y in between does not converge, and says so.
+    The potentials must not overflow either, so |x| is to stay below about 1e19 in float32.
+
     Args:
         experts: gradient maps with one number of features; their potentials are compared, so each needs one.
         sharpness: start of t, which is trained (softplus), as are the offsets c.
