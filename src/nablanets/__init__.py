@@ -5,6 +5,7 @@ import nablanets.interrupt  # noqa: F401 (before what takes seconds to import)
 # isort: split
 from nablanets import verify
 from nablanets.activations import ElementwiseActivation, GroupActivation, GroupDerivative, register_activation
+from nablanets.automatic import AutofitResult, autofit
 from nablanets.errors import NablaError
 from nablanets.fitting import FitResult, FitSettings, SobolevTargets, fit
 from nablanets.interop import Exported, export
@@ -37,6 +38,7 @@ from nablanets.serialization import load, savable
 __version__ = "0.2.0"
 
 __all__ = [
+    "AutofitResult",
     "ConditionalGradNet",
     "Conjugate",
     "Constrained",
@@ -63,6 +65,7 @@ __all__ = [
     "SymmetricOperator",
     "Symmetrized",
     "add_gradient_residuals",
+    "autofit",
     "constrain",
     "export",
     "fit",

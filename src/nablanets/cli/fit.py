@@ -11,8 +11,8 @@ import torch
 import typer
 from torch import Tensor
 
+from nablanets.automatic.assessment import affine_error, check_worth_fitting, complaint, monotone_remark
 from nablanets.cli.app import console
-from nablanets.cli.assessment import affine_error, check_worth_fitting, complaint, monotone_remark
 from nablanets.cli.columns import GColumns, Separator, XColumns, check_out, gradients, points, read
 from nablanets.errors import DataWarning, FitError, InvalidInputError
 from nablanets.fitting import FitResult, decibels

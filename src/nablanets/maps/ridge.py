@@ -200,6 +200,13 @@ class RidgeCascade(nn.Module):
         self.beta_raw.uniform_(-0.5, 0.5)
 
     @torch.no_grad()
+    def set_unit_scales(self) -> None:
+        """alpha = beta = 1."""
+        raw = inverse_softplus if self.monotone else torch.as_tensor
+        self.alpha_raw.copy_(raw(torch.ones_like(self.alpha_raw)))
+        self.beta_raw.copy_(raw(torch.ones_like(self.beta_raw)))
+
+    @torch.no_grad()
     def spread(self, u: Tensor) -> None:
         """Let each unit's offset in each layer make u + b zero at a random one of the points u, (n, h)."""
         rows = torch.randint(len(u), self.bias.shape, device=u.device)  # (L, h)

@@ -5,6 +5,7 @@ from nablanets.starts.initialise import initialise_from_data
 from nablanets.starts.linear import solve_ridge
 from nablanets.starts.outer import solve_outer
 from nablanets.starts.pursuit import Ridges, pursue_ridges
+from nablanets.starts.random_units import random_units
 from nablanets.starts.ridges import initialise_ridges
 from nablanets.starts.standardise import coordinate_scales, standardised, standardised_inside
 
@@ -15,6 +16,7 @@ __all__ = [
     "initialise_from_data",
     "initialise_ridges",
     "pursue_ridges",
+    "random_units",
     "solve_outer",
     "solve_ridge",
     "standardised",
