@@ -202,7 +202,7 @@ def _without_graph(net: GradientMap) -> Predict:
 
 def _autofit(config: MotorConfig, x: Tensor, g: Tensor, seed: int) -> Trained:
     """What the library does when it is told nothing but that the map is monotone."""
-    result = nablanets.autofit(x, g, monotone="increasing", budget=config.budget, seed=seed, progress=False)  # type: ignore[attr-defined]
+    result = nablanets.autofit(x, g, monotone="increasing", budget=config.budget, seed=seed, progress=False)
     return Trained(_without_graph(result.net), result.net, count_parameters(result.net))
 
 
