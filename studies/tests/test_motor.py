@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from nablanets.errors import DataFileError, InvalidInputError
-from nablanets.maps import GradNetM
+from nablanets.errors import DataFileError, ExportError, InvalidInputError
+from nablanets.maps import GradNetC, GradNetM
 from nablanets_studies.catalog import find_experiment
+from nablanets_studies.fields import motor_timing
 from nablanets_studies.fields.motor import in_units
 from nablanets_studies.fields.motor_arms import METHODS, Candidate, Method, MotorConfig, Trained, learn
 from nablanets_studies.fields.motor_measures import MotorMetrics, find, measure, sides
+from nablanets_studies.fields.motor_timing import nanoseconds_in_c
 from nablanets_studies.machinery.metrics import Measured, measured
 from nablanets_studies.machinery.runner import run_experiment
 from nablanets_studies.problems.motor import Bases, FluxMap, load_flux_map, model_machine, torque
@@ -129,7 +132,7 @@ def test_cross_validation_chooses_by_rows_that_were_not_learned_from():
 @pytest.fixture(scope="module")
 def motor_run(tmp_path_factory):
     experiment = find_experiment("motor-map")
-    config = replace(experiment.preset("quick"), iterations=40, starts=2, halving=20)
+    config = replace(experiment.preset("quick"), iterations=40, starts=2, halving=20, calls_in_c=0)
     arms = [
         f"{direction}-{name}"
         for direction in ("flux", "current")
@@ -147,6 +150,7 @@ def test_gradient_networks_learn_the_machine_and_its_inverse(motor_run):
         assert ours.rmse < 0.5 * by_arm[f"{direction}-linear-table"].rmse
         assert ours.inverse_error < 1e-10
         assert ours.asymmetry < 1e-6 < by_arm[f"{direction}-cubic-rbf"].asymmetry
+        assert ours.c_nanoseconds is None
         assert 0 < ours.certified_least <= ours.least_slope <= ours.largest_slope <= ours.certified_largest
     found = experiment.findings(config, run)
     assert [each.name for each in found] == ["flux", "current"]
@@ -194,10 +198,23 @@ def test_small_networks_have_at_most_a_hundred_parameters():
         for method in METHODS.values()
         if (method.gradient and method.name != "autofit") or method.name == "small-mlp"
     ]
-    assert len(small) == 4
+    assert len(small) == 5
     for method in small:
         for candidate in method.candidates:
             assert candidate.train(config, x, g, 0).parameters <= 100, candidate.name
+
+
+@pytest.mark.skipif(not shutil.which("cc"), reason="there is no C compiler")
+def test_the_time_of_a_call_in_c_is_measured(monkeypatch):
+    net = GradNetC(2, 2, 1, monotone=True).double()
+    x = model_machine().fluxes
+    assert 1 < nanoseconds_in_c(net, x, 1000) < 1e6
+
+    def refuse(*args):
+        raise ExportError("no word for it")
+
+    monkeypatch.setattr(motor_timing, "export", refuse)
+    assert nanoseconds_in_c(net, x, 1000) is None
 
 
 def test_points_are_split_without_overlap():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 from nablanets.fitting.loop import Report
 from nablanets.maps import GradientMap, Pullback, Scale
@@ -18,6 +19,7 @@ from nablanets_studies.fields.motor_measures import (
     sides,
 )
 from nablanets_studies.fields.motor_pictures import error_picture, inductance_picture, saturation_picture
+from nablanets_studies.fields.motor_timing import nanoseconds_in_c
 from nablanets_studies.machinery.base import Column, Experiment, PartResult, Picture, Sheet
 from nablanets_studies.machinery.metrics import measured
 from nablanets_studies.machinery.store import RunFolder
@@ -65,7 +67,12 @@ class MotorExperiment(Experiment[MotorConfig]):
             chosen=chosen,
             validation_rmse=validation_rmse,
         )
-        model = None if trained.net is None else in_units(trained.net, bases_of(config), direction)
+        if trained.net is None:
+            return PartResult(None, trained.parameters, seconds, metrics.to_metrics())
+        model = in_units(trained.net, bases_of(config), direction)
+        if seed == 0 and config.calls_in_c:
+            given = held_out.currents if direction == "flux" else held_out.fluxes
+            metrics = replace(metrics, c_nanoseconds=nanoseconds_in_c(model, given, config.calls_in_c))
         return PartResult(model, trained.parameters, seconds, metrics.to_metrics())
 
     def facts(self, config: MotorConfig) -> FluxMap:

@@ -21,7 +21,7 @@ from torch import Tensor
 import nablanets
 from nablanets.extras import needed
 from nablanets.fitting import FitSettings, fit_best_start
-from nablanets.maps import GradientMap, GradNetC, GradNetM, Symmetrized
+from nablanets.maps import Conjugate, GradientMap, GradNetC, GradNetM, Symmetrized
 from nablanets.parameters import count_parameters
 from nablanets.starts import initialise_from_data, standardised
 
@@ -44,6 +44,7 @@ class MotorConfig:
             ``halving`` iterations.
         budget: seconds of one ``autofit``.
         mlp_steps: iterations of L-BFGS of the MLPs.
+        calls_in_c: evaluations in one measurement of the time in C; 0 measures none.
     """
 
     data: str = ""
@@ -59,6 +60,7 @@ class MotorConfig:
     halving: int = 50
     budget: float = 15.0
     mlp_steps: int = 1000
+    calls_in_c: int = 200_000
 
 
 class Trained(NamedTuple):
@@ -192,6 +194,19 @@ def _mirrored(net: GradientMap, x: Tensor) -> GradientMap:
     return Symmetrized(net.pullback(1 / spread, shift), identity_and_mirror)
 
 
+def _inverse(train: Train) -> Train:
+    """The inverse of a strongly monotone network that has learned the reverse direction."""
+
+    def train_reverse(config: MotorConfig, x: Tensor, g: Tensor, seed: int) -> Trained:
+        reverse = train(config, g, x, seed)
+        if reverse.net is None:
+            raise TypeError("expected the reverse direction to be learned by a gradient map.")
+        net = Conjugate(reverse.net)
+        return Trained(_without_graph(net), net, reverse.parameters)
+
+    return train_reverse
+
+
 def _without_graph(net: GradientMap) -> Predict:
     def predict(points: Tensor) -> Tensor:
         with torch.no_grad():
@@ -288,12 +303,14 @@ def _radials(kernel: str, widths: Sequence[float]) -> list[Candidate]:
 _M = Candidate("M 6x2", _gradient_network(lambda: GradNetM(2, 6, 2, monotone=True)))
 _SMALLER_M = Candidate("M 8x1", _gradient_network(lambda: GradNetM(2, 8, 1, monotone=True)))
 _C = Candidate("C 12x1", _gradient_network(lambda: GradNetC(2, 12, 1, monotone=True)))
+_INVERSE = Candidate("M 6x2 of the reverse", _inverse(_M.train))
 _MIRRORED = Candidate("M 6x2, mirrored", _gradient_network(lambda: GradNetM(2, 6, 2, monotone=True), mirrored=True))
 
 
 def _methods() -> list[Method]:
     found = [
         Method("gradnet-m", [_M], gradient=True),
+        Method("inverse-m", [_INVERSE], gradient=True),
         Method("mirrored-m", [_MIRRORED], gradient=True),
         Method("chosen", [_M, _SMALLER_M, _C], gradient=True),
         Method("linear-table", [Candidate("triangles", _linear)]),
