@@ -152,7 +152,8 @@ class ClosedForm(StackLoss):
     def values(self, theta: Tensor, x: Tensor) -> Tensor:
         y = self.stack.unit_points(x)
         points = y.mT.contiguous().expand(len(theta), *y.mT.shape[-2:])
-        return self.formulas.evaluate(self._read(theta), points)[0].mT
+        form = self.formulas.hidden.read(cast(HasUnitForm, self.stack.present(theta)))
+        return self.formulas.evaluate(form, points)[0].mT
 
     def _read(self, theta: Tensor) -> Form:
         return cast(Form, self.stack.call(self.reading, theta))

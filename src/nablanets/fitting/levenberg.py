@@ -35,6 +35,7 @@ import torch
 from torch import Tensor, nn
 
 from nablanets.fitting.batches import Samples
+from nablanets.fitting.closed_form import make_loss
 from nablanets.fitting.normal_equations import add_gram, solve_positive
 from nablanets.fitting.settings import StartRecord
 from nablanets.fitting.stack import Stack
@@ -90,6 +91,7 @@ class Levenberg(Stepper):
         self.unit = unit
         self.net = nets[0]
         self.stack = Stack(nets, torch.float64)
+        self.loss = make_loss(self.stack)
         self.x, self.g = (part.double() for part in train)
         self.validation = [part[:_RANKING_ROWS].double() for part in validation]
         self.rows = min(rows, len(self.x))
@@ -258,11 +260,15 @@ class Levenberg(Stepper):
         self.gradient[members] = gradient * weight
         self.error[members] = error * weight
 
+    def _values(self, theta: Tensor, x: Tensor) -> Tensor:
+        """f(x) of each row of parameters, (alive, n, d): one network as it is, several by hand where that is known."""
+        return self.stack.values(theta, x) if len(theta) == 1 else self.loss.values(theta, x)
+
     def _errors(self, theta: Tensor, x: Tensor, g: Tensor) -> Tensor:
         """Mean |f(x) - g|^2 of each row of parameters, (alive,)."""
         rows = max(_CHUNK_ROWS, _CHUNK // theta.numel())
         sums = []
         for points, targets in zip(x.split(rows), g.split(rows), strict=True):
-            residual = self.stack.values(theta, points) - targets  # (alive, n, d)
+            residual = self._values(theta, points) - targets  # (alive, n, d)
             sums.append(residual.square().sum(dim=(1, 2)))
         return torch.stack(sums).sum(dim=0) / (len(x) * self.error_unit)

@@ -58,6 +58,7 @@ class Stack:
         # A copy whose parameters are set to rows of theta; shared ones of the skeleton do not survive functional_call.
         self._present = copy.deepcopy(self.skeleton)
         self._tensors = _tensors(self._present)
+        self._held = self.theta.new_empty(0)
         self._derivatives = Derivatives(self._present, list(self._trained))
         self._knows_derivatives = self._derivatives.are_known()
         self._derivatives_of_one = Derivatives(self.skeleton, list(self._trained))
@@ -118,13 +119,22 @@ class Stack:
     @torch.no_grad()
     def _become(self, theta: Tensor, members: Tensor | slice) -> None:
         """Let the copy be one network (p), or all of them (B, p) with parameters that have a leading dimension."""
-        for name, value in self._named(theta).items():
-            self._tensors[name].data = value
+        if theta.shape != self._held.shape:
+            self._held = theta.clone()
+            for name, value in self._named(self._held).items():
+                self._tensors[name].data = value
+        else:
+            self._held.copy_(theta)  # the parameters are views of it
         for name, value in self._fixed(members).items():
             if name not in self._buffers:
                 self._tensors[name].data = value if theta.ndim == 2 else value[0]
             elif not self.shares_buffers:
                 self._tensors[name].copy_(value[0])
+
+    def present(self, theta: Tensor) -> nn.Module:
+        """One module whose parameters are those of all networks, with a leading dimension, until the next call."""
+        self._become(theta, slice(None))
+        return self._present
 
     def _inside(self, theta: Tensor, fixed: dict[str, Tensor]) -> dict[str, Tensor]:
         """Parameters and buffers by the names that they have in a module that holds the skeleton as ``net``."""
@@ -166,7 +176,10 @@ class Derivatives(nn.Module):
         super().__init__()
         self.net = net
         self.names = names
+        self._present_names = _names(net)
         self._arrays: dict[torch.Size, Tensor] = {}
+        parameter = next(net.parameters())
+        self._identity = torch.eye(getattr(net, "features", 0)).to(parameter)
 
     @torch.no_grad()
     def are_known(self) -> bool:
@@ -189,27 +202,29 @@ class Derivatives(nn.Module):
         return torch.cat(rows, dim=-3, out=self._arrays[shape]), value
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The same in fresh memory, as ``vmap`` needs it."""
-        value, rows = self._rows(x)
+        """The same in fresh memory, as ``vmap`` needs it, of the parameters that ``functional_call`` has put there."""
+        value, rows = self._rows(x, names=_names(self.net))
         return torch.cat(rows, dim=-3), value
 
-    def _rows(self, x: Tensor, count: int | None = None) -> tuple[Tensor, list[Tensor]]:
-        known = self._parts(x, count)
+    def _rows(
+        self, x: Tensor, count: int | None = None, names: dict[int, str] | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
+        known = self._parts(x, count, names)
         if known is None:
             raise InvalidInputError("Derivatives: the network does not know its derivatives in its parameters.")
         value, rows = known
         return value, [rows[name] for name in self.names]
 
-    def _parts(self, x: Tensor, count: int | None = None) -> tuple[Tensor, dict[str, Tensor]] | None:
+    def _parts(
+        self, x: Tensor, count: int | None = None, names: dict[int, str] | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]] | None:
         """The values (d, n), and derivatives (size of the parameter, d, n) by name; those of shared ones are sums."""
         net = cast(Any, self.net)
-        parameters = list(self.net.named_parameters())
-        identity = torch.eye(net.features, dtype=parameters[0][1].dtype, device=x.device)
-        found = net.parameter_jacobian(x, identity)
+        names = self._present_names if names is None else names
+        found = net.parameter_jacobian(x, self._identity.to(x.device))
         if found is None:
             return None
         value, parts = found
-        names = {id(parameter): name for name, parameter in parameters}
         leading = () if count is None else (count,)
         rows: dict[str, Tensor] = {}
         for parameter, derivative in parts:
@@ -217,6 +232,11 @@ class Derivatives(nn.Module):
             flat = derivative.reshape(*leading, -1, *derivative.shape[-2:])
             rows[name] = rows[name] + flat if name in rows else flat
         return value, rows
+
+
+def _names(net: nn.Module) -> dict[int, str]:
+    """The names of parameters by their identity."""
+    return {id(parameter): name for name, parameter in net.named_parameters()}
 
 
 def _tensors(net: nn.Module) -> dict[str, Tensor]:
