@@ -15,7 +15,8 @@ from torch.testing import assert_close
 from nablanets import GradientMap, GradNetC, GradNetM, GradNetMixture, GradNetTransformed, Pullback, Quadratic, odd
 from nablanets.activations import ACTIVATIONS, ElementwiseActivation, make_activation
 from nablanets.errors import IllegalActivationError
-from nablanets.fitting.normal_equations import add_gram, solve_positive
+from nablanets.fitting.derivatives import Workspace
+from nablanets.fitting.normal_equations import solve_positive, times_residual, write_gram, write_own_products
 from nablanets.fitting.stack import Stack
 from nablanets.maps import Constant, CoordinatePullback, pair_distances
 from nablanets.starts import standardised
@@ -52,24 +53,37 @@ def moved(net: GradientMap) -> GradientMap:
     return net
 
 
-def check(build: Callable[[], GradientMap], x: torch.Tensor, *, known: bool = True) -> None:
+def check(
+    build: Callable[[], GradientMap], x: torch.Tensor, monkeypatch: pytest.MonkeyPatch, *, known: bool = True
+) -> None:
     """One network and several at once, against jacrev."""
     stack = Stack([moved(build()) for _ in range(MEMBERS)])
     assert stack._knows_derivatives is known
     everyone = slice(None)
     expected, values = stack._jacobians_by_autograd(stack.theta, x, everyone)
-    for members in (everyone, torch.tensor([2, 0]), torch.tensor([1])):
+    for members, least_saved in ((everyone, 0), (everyone, 100), (torch.tensor([2, 0]), 0), (torch.tensor([1]), 0)):
+        monkeypatch.setattr("nablanets.fitting.derivatives._LEAST_SAVED", least_saved)
         jacobian, value = stack.jacobians(stack.theta[members], x, members)
         own = expected[members]
         assert value.shape == values[members].shape and jacobian.shape == own.shape
         assert_close(value, values[members], rtol=ROUNDING, atol=ROUNDING * float(values.abs().max()))
         assert_close(jacobian, own, rtol=ROUNDING, atol=ROUNDING * float(own.abs().max()))
         assert_close(stack.values(stack.theta[members], x, members).mT, value, rtol=1e-11, atol=1e-11)
+        rows = stack.derivatives(stack.theta[members], x, members)
+        flat = own.flatten(2)
+        products = flat @ flat.mT
+        written = torch.empty_like(products)
+        write_gram(written, rows, 2.0, Workspace(value))
+        rounding = ROUNDING * float(products.abs().max())
+        assert_close(written.triu(), 2 * products.triu(), rtol=1e-11, atol=rounding)
+        residual = torch.randn_like(value)
+        sums = (flat @ residual.flatten(1).unsqueeze(-1)).squeeze(-1)
+        assert_close(times_residual(rows, residual), sums, rtol=1e-11, atol=1e-11 * float(sums.abs().max()))
 
 
 @pytest.mark.parametrize("activation", list(ACTIVATIONS))
 @pytest.mark.parametrize("monotone", [False, True], ids=["free", "monotone"])
-def test_networks(activation, monotone):
+def test_networks(activation, monotone, monkeypatch):
     torch.manual_seed(sum(map(ord, activation)))
     x = 2 * torch.randn(5, D, dtype=torch.double)
     linear = [True, 1, "diagonal", False][torch.randint(4, ())]
@@ -86,6 +100,7 @@ def test_networks(activation, monotone):
                     D, 4, depth + 1, activation=activation, monotone=monotone, linear=linear
                 ),
                 x,
+                monkeypatch,
                 known=known or build is not GradNetTransformed,
             )
 
@@ -126,12 +141,12 @@ UNKNOWN = {
 
 
 @pytest.mark.parametrize("name", [*AROUND, *UNKNOWN])
-def test_maps_around_networks(name):
+def test_maps_around_networks(name, monkeypatch):
     torch.manual_seed(len(name))
     build = {**AROUND, **UNKNOWN}[name]
     features = build().features
     offset = 1e9 if "centre" in name else 0.0
-    check(build, torch.randn(5, features, dtype=torch.double) + offset, known=name in AROUND)
+    check(build, torch.randn(5, features, dtype=torch.double) + offset, monkeypatch, known=name in AROUND)
 
 
 def test_a_subclass_may_be_something_else():
@@ -144,12 +159,11 @@ def test_a_subclass_may_be_something_else():
 
 def test_symmetric_products_and_systems():
     factors = torch.randn(3, 6, 9, dtype=torch.double)
-    total = torch.ones(5, 6, 6, dtype=torch.double)
-    add_gram(total, [4, 0, 1], factors, 0.5)
-    expected = torch.ones(5, 6, 6, dtype=torch.double)
-    expected[[4, 0, 1]] += 0.5 * factors @ factors.mT
-    assert_close(total.triu(), expected.triu())
-    matrices = torch.stack([expected[4], -expected[0], expected[1]])
+    expected = factors @ factors.mT
+    written = torch.empty_like(expected)
+    write_own_products(written, factors, 0.5)
+    assert_close(written.triu(), 0.5 * expected.triu())
+    matrices = torch.stack([expected[0], -expected[1], expected[2]])
     right = torch.randn(3, 6, dtype=torch.double)
     solution, positive = solve_positive(matrices.clone(), right)
     assert positive.tolist() == [True, False, True]

@@ -15,10 +15,19 @@ from nablanets.parameters import constrained, inverse_softplus, through_constrai
 
 
 class ParameterColumns(NamedTuple):
-    """A parameter, and the derivatives of something in it; who returns them says what their shape is."""
+    """A parameter, and the derivatives of something in it; who returns them says what their shape is.
+
+    Where ``vectors`` are given, (*parameter.shape, k), these are the derivatives of a vector (k) that does not leave
+    fixed lines: ``columns``, (*parameter.shape, n), times the vectors.
+    """
 
     parameter: Tensor
     columns: Tensor
+    vectors: Tensor | None = None
+
+    def full(self) -> Tensor:
+        """The derivatives, (*parameter.shape, k, n) where vectors are given."""
+        return self.columns if self.vectors is None else self.columns.unsqueeze(-2) * self.vectors.unsqueeze(-1)
 
 
 class GradientActivation(nn.Module, ABC):

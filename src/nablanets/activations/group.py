@@ -113,9 +113,8 @@ class WSoftmax(GroupActivation):
         """LSE(z) and LSE(-z)."""
         in_a = torch.logsumexp(z, dim=-1, keepdim=True)
         in_b = torch.logsumexp(-z, dim=-1, keepdim=True)
-        return [
-            ParameterColumns(parameter, columns.squeeze(-1)) for parameter, columns in self.weights.columns(in_a, in_b)
-        ]
+        columns = self.weights.columns(in_a, in_b)
+        return [ParameterColumns(own.parameter, own.columns.squeeze(-1)) for own in columns]
 
 
 class PNorm(GroupActivation):

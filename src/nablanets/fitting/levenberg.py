@@ -36,7 +36,8 @@ from torch import Tensor, nn
 
 from nablanets.fitting.batches import Samples
 from nablanets.fitting.closed_form import make_loss
-from nablanets.fitting.normal_equations import add_gram, solve_positive
+from nablanets.fitting.derivatives import Workspace
+from nablanets.fitting.normal_equations import solve_positive, times_residual, write_gram
 from nablanets.fitting.settings import StartRecord
 from nablanets.fitting.stack import Stack
 from nablanets.fitting.stepper import Stepper
@@ -92,6 +93,7 @@ class Levenberg(Stepper):
         self.net = nets[0]
         self.stack = Stack(nets, torch.float64)
         self.loss = make_loss(self.stack)
+        self.workspace = Workspace(self.stack.theta)
         self.x, self.g = (part.double() for part in train)
         self.validation = [part[:_RANKING_ROWS].double() for part in validation]
         self.rows = min(rows, len(self.x))
@@ -244,21 +246,27 @@ class Levenberg(Stepper):
     def _set_normal_equations(self, members: Tensor) -> None:
         """J^T J / n (p, p), J^T r / n (p) and |r|^2 / n of some starts, summed over chunks of samples."""
         theta = self.theta if len(members) == len(self.theta) else self.theta[members]
-        places = members.tolist()
-        weight = 1 / (self.rows * self.error_unit)  # of a row, in the units of squared targets
+        count = self.rows * self.error_unit  # a number of rows, in the units of squared targets
         rows = max(_CHUNK_ROWS, _CHUNK // (theta.numel() * self.x.shape[1]))
-        self.normal[members] = 0.0
+        everyone = len(members) == len(self.normal)
+        normal = self.normal if everyone else self.workspace("normal", len(theta), *self.normal.shape[1:])
         gradient = torch.zeros_like(theta)
         error = torch.zeros_like(theta[:, 0])
-        for x, g in zip(self.x[: self.rows].split(rows), self.g[: self.rows].split(rows), strict=True):
-            jacobian, value = self.stack.jacobians(theta, x, members)  # (m, p, d, n), (m, d, n)
-            jacobian = jacobian.flatten(2)  # (m, p, d n), the transpose of J
-            residual = (value - g.mT).flatten(1)  # (m, d n)
-            add_gram(self.normal, places, jacobian, weight)
-            gradient += (jacobian @ residual.unsqueeze(-1)).squeeze(-1)
-            error += residual.square().sum(-1)
-        self.gradient[members] = gradient * weight
-        self.error[members] = error * weight
+        for begin in range(0, self.rows, rows):
+            x = self.x[begin : min(begin + rows, self.rows)]
+            g = self.g[begin : min(begin + rows, self.rows)]
+            derivatives = self.stack.derivatives(theta, x, members)
+            residual = derivatives.value - g.mT  # (m, d, n)
+            part = normal if begin == 0 else self.workspace("part", *normal.shape)
+            write_gram(part, derivatives, 1 / count, self.workspace)
+            if begin > 0:
+                normal += part
+            gradient += times_residual(derivatives, residual)
+            error += residual.square().sum(dim=(1, 2))
+        if not everyone:
+            self.normal[members] = normal
+        self.gradient[members] = gradient / count
+        self.error[members] = error / count
 
     def _values(self, theta: Tensor, x: Tensor) -> Tensor:
         """f(x) of each row of parameters, (alive, n, d): one network as it is, several by hand where that is known."""

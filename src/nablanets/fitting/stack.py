@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, jacrev, vmap
 
 from nablanets.errors import InvalidInputError
-from nablanets.maps import GradientMap
-from nablanets.maps.protocols import HasParameterJacobian, supports, unit_points
+from nablanets.fitting.derivatives import Derivatives, Rows
+from nablanets.maps.protocols import unit_points
 from nablanets.parameters import fixed_copy
 
 
@@ -85,19 +85,23 @@ class Stack:
             return cast(Tensor, self._present(x if x.ndim == 3 else x.unsqueeze(0)))
         return vmap(self.one, (0, 0, 0 if x.ndim == 3 else None))(theta, self._fixed(members), x)
 
-    @torch.no_grad()
     def jacobians(self, theta: Tensor, x: Tensor, members: Tensor | slice = slice(None)) -> tuple[Tensor, Tensor]:
-        """Derivatives of the values at common points (n, d) in the parameters, (B, p, d, n), and values (B, d, n).
+        """Derivatives of the values at common points (n, d) in the parameters, (B, p, d, n), and values (B, d, n)."""
+        rows = self.derivatives(theta, x, members)
+        return rows.full(), rows.value
+
+    @torch.no_grad()
+    def derivatives(self, theta: Tensor, x: Tensor, members: Tensor | slice = slice(None)) -> Rows:
+        """The same as :class:`~nablanets.fitting.derivatives.Rows`, which the next call may write over.
 
         In closed form where the network has the methods of :class:`~.protocols.HasParameterJacobian`, else by
-        ``torch.func.jacrev``. The next call may write over them.
+        ``torch.func.jacrev``.
         """
         if not self._knows_derivatives:
-            return self._jacobians_by_autograd(theta, x, members)
+            return Rows(*self._jacobians_by_autograd(theta, x, members))
         if len(theta) == 1:
             self._become(theta[0], members)
-            jacobian, value = self._derivatives.at(x)
-            return jacobian.unsqueeze(0), value.unsqueeze(0)
+            return self._derivatives.at(x).unsqueeze(0)
         if self.shares_buffers:
             self._become(theta, members)
             return self._derivatives.at(x, len(theta))
@@ -105,7 +109,7 @@ class Stack:
         def one(theta: Tensor, fixed: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
             return functional_call(self._derivatives_of_one, self._inside(theta, fixed), (x,))
 
-        return vmap(one)(theta, self._fixed(members))
+        return Rows(*vmap(one)(theta, self._fixed(members)))
 
     def _jacobians_by_autograd(self, theta: Tensor, x: Tensor, members: Tensor | slice) -> tuple[Tensor, Tensor]:
         def twice(theta: Tensor, fixed: dict[str, Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
@@ -162,81 +166,6 @@ class Stack:
         for part, (name, shape) in zip(theta.split(self._sizes, dim=-1), self._trained.items(), strict=True):
             named[name] = part.view((*theta.shape[:-1], *shape))
         return named
-
-
-class Derivatives(nn.Module):
-    """The derivatives of a network in all trained parameters, as one matrix.
-
-    Args:
-        net: the network.
-        names: of its trained parameters, in the order of the rows.
-    """
-
-    def __init__(self, net: nn.Module, names: list[str]) -> None:
-        super().__init__()
-        self.net = net
-        self.names = names
-        self._present_names = _names(net)
-        self._arrays: dict[torch.Size, Tensor] = {}
-        parameter = next(net.parameters())
-        self._identity = torch.eye(getattr(net, "features", 0)).to(parameter)
-
-    @torch.no_grad()
-    def are_known(self) -> bool:
-        """Whether the network knows its derivatives in all that is trained."""
-        if not supports(self.net, HasParameterJacobian):
-            return False
-        net = cast(GradientMap, self.net)
-        known = self._parts(net.as_points(torch.zeros(1, net.features)))
-        return known is not None and set(self.names) <= set(known[1])
-
-    def at(self, x: Tensor, count: int | None = None) -> tuple[Tensor, Tensor]:
-        """Derivatives at points (n, d), (p, d, n), in an array that is written again, and the values (d, n).
-
-        ``count`` is the leading dimension of parameters and results, if there is one.
-        """
-        value, rows = self._rows(x, count)
-        shape = torch.Size([*rows[0].shape[:-3], sum(row.shape[-3] for row in rows), *rows[0].shape[-2:]])
-        if shape not in self._arrays:
-            self._arrays = {shape: rows[0].new_empty(shape)}
-        return torch.cat(rows, dim=-3, out=self._arrays[shape]), value
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The same in fresh memory, as ``vmap`` needs it, of the parameters that ``functional_call`` has put there."""
-        value, rows = self._rows(x, names=_names(self.net))
-        return torch.cat(rows, dim=-3), value
-
-    def _rows(
-        self, x: Tensor, count: int | None = None, names: dict[int, str] | None = None
-    ) -> tuple[Tensor, list[Tensor]]:
-        known = self._parts(x, count, names)
-        if known is None:
-            raise InvalidInputError("Derivatives: the network does not know its derivatives in its parameters.")
-        value, rows = known
-        return value, [rows[name] for name in self.names]
-
-    def _parts(
-        self, x: Tensor, count: int | None = None, names: dict[int, str] | None = None
-    ) -> tuple[Tensor, dict[str, Tensor]] | None:
-        """The values (d, n), and derivatives (size of the parameter, d, n) by name; those of shared ones are sums."""
-        net = cast(Any, self.net)
-        names = self._present_names if names is None else names
-        found = net.parameter_jacobian(x, self._identity.to(x.device))
-        if found is None:
-            return None
-        value, parts = found
-        leading = () if count is None else (count,)
-        rows: dict[str, Tensor] = {}
-        for parameter, derivative in parts:
-            name = names[id(parameter)]
-            flat = derivative.reshape(*leading, -1, *derivative.shape[-2:])
-            rows[name] = rows[name] + flat if name in rows else flat
-        return value, rows
-
-
-def _names(net: nn.Module) -> dict[int, str]:
-    """The names of parameters by their identity."""
-    return {id(parameter): name for name, parameter in net.named_parameters()}
 
 
 def _tensors(net: nn.Module) -> dict[str, Tensor]:

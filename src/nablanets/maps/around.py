@@ -75,7 +75,8 @@ class AroundOne(Composition):
 
         value, found = inside
         passed_on = []
-        for parameter, columns in found:
+        for each in found:
+            parameter, columns = each.parameter, each.full()
             own = outside(columns.reshape(-1, *columns.shape[-2:]))
             passed_on.append(ParameterColumns(parameter, own.reshape(*parameter.shape, *own.shape[-2:])))
         outer_value = outside(value.reshape(-1, *value.shape[-2:]))

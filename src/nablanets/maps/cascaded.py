@@ -232,10 +232,10 @@ class GradNetC(CascadedMap, GradientNetwork[CascadeParts]):
         axes = left.mT[:, None, :, None]  # B e_j, (d, 1, k, 1)
         in_projection = torch.addcmul(in_projection, axes, ridge.value[..., None, :, None, :])
         found = [ParameterColumns(self.projection, in_projection)]
-        rows = ridge.rows.unsqueeze(-2) * vectors[..., None, :, :, None]  # (*, rows, h, k, n)
         for parameter, place in ridge.places:
-            found.append(ParameterColumns(parameter, rows[..., place, :, :, :]))
-        for parameter, columns in ridge.further:  # (*, h, ..., n)
+            own = vectors if isinstance(place, int) else vectors.unsqueeze(-3).expand(*parameter.shape, -1)
+            found.append(ParameterColumns(parameter, ridge.rows[..., place, :, :], own))
+        for parameter, columns, _ in ridge.further:  # (*, h, ..., n)
             own = vectors.reshape(*vectors.shape[:-1], *[1] * (columns.ndim - vectors.ndim), -1, 1)
             found.append(ParameterColumns(parameter, columns.unsqueeze(-2) * own))
         value = vectors.mT @ ridge.value  # (*, k, n)

@@ -337,7 +337,7 @@ class GradNetM(ModularNetwork):
         in_scale = vectors.mT @ value  # (*, M, k, n)
         in_scale = through_constraint(in_scale, self.scale_raw[..., None, None], nonnegative=self.monotone)
         found = [ParameterColumns(self.scale_raw, in_scale)]
-        for parameter, own in inside:
+        for parameter, own, _ in inside:
             found.append(ParameterColumns(parameter, self._activation_columns(parameter, own, weighted)))
         return UnitDerivatives(scale * value, times_derivative(weighted, derivative), found)
 

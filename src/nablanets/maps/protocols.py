@@ -289,6 +289,7 @@ class HasConstantValue(Protocol):
 
 #: The values B f(x) of a matrix B (k, d) at n points, (k, n), and their derivatives in each parameter, of shape
 #: (*parameter.shape, k, n). The samples are the fast axis, since they are many where units and features may be a few.
+#: Derivatives may be given as products of numbers (*parameter.shape, n) and vectors (*parameter.shape, k).
 ParameterJacobian: TypeAlias = tuple[Tensor, list[ParameterColumns]]
 
 

@@ -144,9 +144,11 @@ class RidgeCascade(nn.Module):
         for layer in reversed(range(self.num_layers)):
             activated, slope, own = layers[layer]
             scaled = back * alpha[..., layer, :]
-            for parameter, columns in own:
+            weighted = []
+            for parameter, columns, _ in own:
                 further = columns.ndim - u.ndim
-                inside.append(ParameterColumns(parameter, _times(scaled, columns, further)))
+                weighted.append(ParameterColumns(parameter, _times(scaled, columns, further)))
+            inside = weighted + inside
             in_alpha.append(back * activated)
             back = scaled * slope  # e
             in_beta.append(back * shifted[layer])
@@ -177,7 +179,7 @@ class RidgeCascade(nn.Module):
         for k, own in enumerate(like_units, start=3 * count):
             places.append((own.parameter, k))
         slope = stacked[..., :count, :, :].sum(dim=-3)
-        further = [ParameterColumns(parameter, columns.movedim(0, -1)) for parameter, columns in others]
+        further = [ParameterColumns(parameter, columns.movedim(0, -1)) for parameter, columns, _ in others]
         return CascadeDerivatives(value.movedim(0, -1), slope, stacked, places, further)
 
     def derivative_interval(self) -> tuple[Tensor, Tensor]:

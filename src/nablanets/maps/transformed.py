@@ -129,7 +129,7 @@ class GradNetTransformed(ModularNetwork):
             through = bend.reshape(*modules, *further, *bend.shape[-2:])
             change = of_potential.movedim(0, -1).unsqueeze(-2)
             found.append(ParameterColumns(parameter, slope * columns + through * change))
-        for parameter, of_slope in self.transformation.parameter_columns(v):
+        for parameter, of_slope, _ in self.transformation.parameter_columns(v):
             columns = of_slope.movedim(0, -1).unsqueeze(-2)  # (*, M, 1, n) or (*, M, K, 1, n)
             further = [1] * (parameter.ndim - len(modules))
             own = gradients.reshape(*modules, *further, *gradients.shape[-2:])
