@@ -25,7 +25,8 @@ SOURCE = Path(nablanets.__file__).parent
 ROOMS = [
     "errors", "interrupt", "keywords", "arrays", "extras", "printing", "parameters", "tensors", "intervals", "quadrature",
     "serialization", "activations", "operators",
-    "residual", "newton", "maps", "verify", "tables", "fitting", "pieces", "starts", "automatic", "dynamics", "interop", "cli",
+    "residual", "newton", "maps", "verify", "tables", "fitting", "pieces", "starts", "automatic", "dynamics", "interop",
+    "estimators", "cli",
 ]  # fmt: skip
 #: What an installation of the library alone brings.
 NEEDED = {"torch", "numpy", "scipy", "safetensors", "jaxtyping", "typer", "rich", "pandas"}

@@ -13,6 +13,7 @@ from nablanets.maps.modular import GradNetM
 from nablanets.maps.pairs import PairAcceleration, PairLaw
 from nablanets.maps.potential import FromPotential, from_potential
 from nablanets.maps.quadratic import Constant, Quadratic
+from nablanets.maps.signed import SignedNetwork
 from nablanets.maps.symmetrized import Symmetrized, odd
 from nablanets.maps.transformed import GradNetTransformed
 
@@ -36,6 +37,7 @@ __all__ = [
     "Pullback",
     "Quadratic",
     "Scale",
+    "SignedNetwork",
     "Sum",
     "Symmetrized",
     "constrain",
