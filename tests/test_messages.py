@@ -11,13 +11,36 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from nablanets import FitSettings, GradientMap, GradNetC, GradNetM, SobolevTargets, fit, load, verify
+from nablanets import (
+    ConditionalGradNet,
+    FitSettings,
+    GradientMap,
+    GradNetC,
+    GradNetM,
+    GradNetMixture,
+    SobolevTargets,
+    fit,
+    load,
+    verify,
+)
 from nablanets.arrays import as_tensor
-from nablanets.errors import InvalidInputError, UnknownKeywordError, unknown_name
+from nablanets.dynamics import (
+    ConditionalHamiltonian,
+    HamiltonianSystem,
+    SecondOrder,
+    SeparableHamiltonian,
+    SympNet,
+    fit_derivatives,
+    fit_positions,
+    fit_trajectories,
+)
+from nablanets.dynamics.verify import hamiltonian_error
+from nablanets.errors import InvalidInputError, ShapeError, UnknownKeywordError, unknown_name
 from nablanets.fitting import fit_best_start, fit_many
+from nablanets.maps import PairAcceleration
 from nablanets.pieces import identify_pieces
 from nablanets.residual import add_gradient_residuals
-from nablanets.starts import initialise_affine, initialise_from_data, standardised
+from nablanets.starts import initialise_affine, initialise_from_data, solve_ridge, standardised
 from nablanets.verify import Certificate, Check
 from tests.cases import CASES, D
 
@@ -139,6 +162,73 @@ def test_samples_may_be_arrays_lists_and_frames(form: str) -> None:
     assert standardised(GradNetM(2, 3), given, given).features == 2
     assert len(identify_pieces(given, given, 1)) == 1
     assert verify.certificate(GradNetM(2, 3).double(), given).points == 60
+    # What measures, and fits of other kinds.
+    net = GradNetM(2, 3, linear=False)
+    for measure in (verify.symmetry_error, verify.jacobian_error, verify.potential_path_error, verify.loop_error):
+        assert measure(net, given) == pytest.approx(measure(net, tensor), abs=1e-5)
+    assert torch.allclose(verify.autodiff_jacobian(net, x=given), verify.autodiff_jacobian(net, tensor), atol=1e-5)
+    verify.assert_symmetric(lambda points: 2 * points, given)
+    hamiltonian_error(HamiltonianSystem(net), given)
+    assert solve_ridge(net, given, given, validation=(given, given)).errors
+    system = HamiltonianSystem(GradNetM(2, 3))
+    fit_derivatives(system, given, given, validation=(given, given), steps=1, progress=False)
+
+
+def test_trajectories_and_positions_may_be_arrays_and_lists() -> None:
+    t = np.linspace(0, 3, 16)[:, None, None]
+    states = np.concatenate([np.sin(t), np.cos(t)], axis=-1) * np.linspace(0.5, 1, 5)[:, None]
+    for form in (lambda a: a, lambda a: a.tolist(), torch.from_numpy):
+        torch.manual_seed(0)
+        system = SeparableHamiltonian([1.0], GradNetC(1, 3))
+        result = fit_trajectories(system, form(states), 0.2, horizon=2, steps=2, progress=False)
+        assert result.best_validation_error < 10
+        fit_positions(system, form(states[..., :1]), 0.2, steps=2, progress=False)
+    with pytest.raises(InvalidInputError, match="fit_trajectories: expected trajectories to hold real numbers"):
+        fit_trajectories(system, np.array([["a"]]), 0.2)
+
+
+@pytest.mark.parametrize("case", CASES[::7], ids=lambda case: case.name)
+def test_operators_refuse_right_hand_sides_of_other_kinds(case) -> None:
+    torch.manual_seed(0)
+    net = case.build()
+    jacobian = net.jacobian(_x())
+    for operation in (jacobian.solve, jacobian.solve_ex, lambda b: jacobian @ b, lambda b: net.along(b, b)):
+        with pytest.raises(InvalidInputError, match=r"in the dtype of the network, torch.float32, got torch.float64"):
+            operation(_x().double())
+        with pytest.raises(InvalidInputError, match="on meta and the network on cpu"):
+            operation(_x().to("meta"))
+        with pytest.raises(InvalidInputError, match=r"torch.Tensor of shape \(\*, 3\), got ndarray"):
+            operation(_x().numpy())
+        with pytest.raises(ShapeError, match=r"of shape \(\*, 3\)"):
+            operation(torch.ones(5, 4))
+
+
+@pytest.mark.parametrize(
+    ("system", "words"),
+    [
+        (
+            HamiltonianSystem(GradNetC(4, 7)),
+            ["HamiltonianSystem(features=4, 196 param", "  hamiltonian: GradNetC(features=4"],
+        ),
+        (
+            SecondOrder(GradNetC(2, 7), 2, [1, 2]),
+            ["SecondOrder(features=4, positions=2, masses=[1, 2]", "  field: Grad"],
+        ),
+        (SympNet([GradNetC(2, 7), GradNetM(2, 3)]), ["SympNet(features=4, ", "  shears[0]: GradNetC(", "  shears[1]:"]),
+        (
+            PairAcceleration(GradNetC(1, 7), [1.0, 2.0]),
+            ["PairAcceleration(features=6, masses=[1.0, 2.0]", "  law: Gra"],
+        ),
+        (ConditionalHamiltonian(ConditionalGradNet(2, 1, 8)), ["ConditionalHamiltonian(features=2, ", "  net: Condit"]),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_system_says_what_it_is(system, words: list[str]) -> None:
+    text = repr(system)
+    assert text.startswith(words[0])
+    assert all(f"\n{word}" in text for word in words[1:])
+    assert f"{sum(p.numel() for p in system.parameters()):,} parameters" in text.splitlines()[0]
+    assert type(system).__name__ in repr(system.to("meta"))
 
 
 @pytest.mark.parametrize(
@@ -171,6 +261,15 @@ def test_what_holds_no_numbers_is_refused_with_a_reason(values: Any, message: st
         (lambda: FitSettings().update(lr=1), "Did you mean 'learning_rate'"),
         (lambda: GradNetC(2, hidden=3), "GradNetC has no argument 'hidden'. Did you mean 'hidden_features'"),
         (lambda: GradNetM(2, 3, num_module=3), "Did you mean 'num_modules'"),
+        (
+            lambda: GradNetMixture([GradNetM(2, 3)], sharpnes=3),
+            "GradNetMixture has no argument 'sharpnes'. Did you mean",
+        ),
+        (lambda: SobolevTargets(gradients=_x()), "SobolevTargets has no argument 'gradients'. Did you mean 'gradient'"),
+        (
+            lambda: verify.certificate(GradNetM(2, 3), random_state=3),
+            "certificate has no argument.* Did you mean 'seed'",
+        ),
         (lambda: add_gradient_residuals(torch.nn.Linear(2, 2), normalise="sample"), "Did you mean 'normalize'"),
     ],
 )

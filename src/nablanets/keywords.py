@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Iterable
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar, cast
 
 from nablanets.errors import UnknownKeywordError, unknown_name
 
@@ -45,6 +45,7 @@ ALIASES = {
 }
 
 C = TypeVar("C", bound=type)
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 def check_keywords(owner: str, given: Iterable[str], known: Iterable[str]) -> None:
@@ -79,3 +80,15 @@ def explain_keywords(cls: C) -> C:
 
     cls.__init__ = explained  # type: ignore[misc]
     return cls
+
+
+def explain_arguments(function: F) -> F:
+    """Function decorator: a keyword that the function does not know is answered with the one that is meant."""
+    known = list(inspect.signature(function).parameters)
+
+    @functools.wraps(function)
+    def explained(*args: Any, **kwargs: Any) -> Any:
+        check_keywords(function.__name__, kwargs, known)
+        return function(*args, **kwargs)
+
+    return cast(F, explained)

@@ -1,8 +1,9 @@
 """Is it really a gradient? Error numbers, assertions on them, and a certificate.
 
 ``*_error`` functions take any callable that maps (*, d) to (*, d) sample by sample, so they also measure networks
-that are not gradients. They return plain numbers, relative to the size of what is compared, and judge nothing;
-``assert_*`` functions raise :class:`~nablanets.errors.VerificationError`, for use in tests.
+that are not gradients, at points that are tensors, arrays, tables or lists of numbers. They return plain numbers,
+relative to the size of what is compared, and judge nothing; ``assert_*`` functions raise
+:class:`~nablanets.errors.VerificationError`, for use in tests.
 
 A certificate by sampling can refute a property, not prove it; the maps of this package have the property by
 construction, and the certificate shows that construction and arithmetic agree.
@@ -10,18 +11,21 @@ construction, and the certificate shows that construction and arithmetic agree.
 
 from __future__ import annotations
 
+import functools
+import inspect
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nablanets.arrays import as_tensor
 from nablanets.errors import InvalidInputError, VerificationError, check_finite, check_points
+from nablanets.keywords import explain_arguments
 from nablanets.maps import GradientMap
-from nablanets.parameters import fixed_copy
+from nablanets.parameters import first_tensor, fixed_copy
 from nablanets.printing import as_text, html_table, make_table
 from nablanets.quadrature import MOST_PANELS, PANELS, line_integral
 
@@ -29,6 +33,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 Field = Callable[[Tensor], Tensor]
+F = TypeVar("F", bound=Callable[..., Any])
 
 #: Largest relative error that rounding explains, by dtype.
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3, torch.bfloat16: 1e-1, torch.float16: 1e-1}
@@ -38,6 +43,37 @@ _LOOP_CORNERS = 16
 _QUADRATURE_MARGIN = 10.0
 
 
+def takes_arrays(function: F) -> F:
+    """Function decorator: points, the second argument, may be an array, a table or lists of numbers.
+
+    They are taken in the dtype and on the device of the first argument, if that is a network; tensors stay as they are.
+    """
+    first, second = list(inspect.signature(function).parameters)[:2]
+
+    @functools.wraps(function)
+    def converting(*args: Any, **kwargs: Any) -> Any:
+        given = dict(zip((first, second), args, strict=False)) | kwargs
+        points = given.get(second)
+        if first in given and points is not None and not isinstance(points, Tensor):
+            points = as_points_of(given[first], as_tensor(points, owner=function.__name__, name=second))
+            args, kwargs = (
+                (given[first], points, *args[2:]),
+                {name: value for name, value in kwargs.items() if name not in (first, second)},
+            )
+        return function(*args, **kwargs)
+
+    return cast(F, converting)
+
+
+def as_points_of(f: Field, points: Tensor) -> Tensor:
+    """Points in the dtype and on the device of a network; as they are where f is none."""
+    if isinstance(f, GradientMap):
+        return f.as_points(points)
+    like = first_tensor(f) if isinstance(f, nn.Module) else None
+    return points if like is None else points.to(like)
+
+
+@takes_arrays
 def autodiff_jacobian(f: Field, x: Tensor) -> Tensor:
     """The Jacobians of f at points x (n, d) by automatic differentiation, (n, d, d), one backward pass per row.
 
@@ -56,6 +92,7 @@ def autodiff_jacobian(f: Field, x: Tensor) -> Tensor:
     return torch.stack(rows, dim=-2)
 
 
+@takes_arrays
 def symmetry_error(f: Field, x: Tensor) -> float:
     """max |J - J^T| / max |J| over the points, with J by automatic differentiation.
 
@@ -67,23 +104,27 @@ def symmetry_error(f: Field, x: Tensor) -> float:
     return _relative(jacobian - jacobian.mT, jacobian)
 
 
+@takes_arrays
 def jacobian_error(net: GradientMap, x: Tensor) -> float:
     """max |J - J_autodiff| / max |J_autodiff|: the structured Jacobian against automatic differentiation."""
     reference = autodiff_jacobian(net, x)
     return _relative(net.jacobian(x).dense() - reference, reference)
 
 
+@takes_arrays
 def potential_gradient_error(net: GradientMap, x: Tensor) -> float:
     """max |grad F - f| / max |f|, the gradient of the potential by automatic differentiation."""
     values = net(x)
     return _relative(torch.func.grad(lambda points: net.potential(points).sum())(x) - values, values)
 
 
+@takes_arrays
 def potential_quadrature_error(net: GradientMap, x: Tensor) -> float:
     """Estimate of the part of :func:`potential_gradient_error` that is due to quadrature in the potential."""
     return _relative(torch.func.grad(lambda points: net.quadrature_gap(points).sum())(x), net(x))
 
 
+@takes_arrays
 def circulations(f: Field, x: Tensor, *, panels: int = PANELS) -> Tensor:
     """Circulations of f around triangles of consecutive points x (n, d), over max |f| times the perimeter."""
     corners = [x, x.roll(1, dims=0), x.roll(2, dims=0), x]
@@ -92,6 +133,7 @@ def circulations(f: Field, x: Tensor, *, panels: int = PANELS) -> Tensor:
     return work / _positive(perimeter * f(x).norm(dim=-1).max())
 
 
+@takes_arrays
 def loop_error(f: Field, x: Tensor, *, panels: int = PANELS) -> float:
     """The largest |circulation| around triangles of consecutive points, over max |f| times the perimeter.
 
@@ -100,12 +142,14 @@ def loop_error(f: Field, x: Tensor, *, panels: int = PANELS) -> float:
     return float(circulations(f, x, panels=panels).detach().abs().max())
 
 
+@takes_arrays
 def loop_quadrature_error(f: Field, x: Tensor, *, panels: int = PANELS) -> float:
     """Estimate of the quadrature error in :func:`loop_error`, by halving the panels."""
     difference = circulations(f, x, panels=panels) - circulations(f, x, panels=panels // 2)
     return float(difference.detach().abs().max())
 
 
+@takes_arrays
 def resolving_panels(f: Field, x: Tensor, tolerance: float) -> int:
     """Panels per side with which the quadrature error of loops falls below the tolerance, or the most that is tried."""
     panels = PANELS
@@ -114,6 +158,7 @@ def resolving_panels(f: Field, x: Tensor, tolerance: float) -> int:
     return panels
 
 
+@takes_arrays
 def potential_path_error(net: GradientMap, x: Tensor) -> float:
     """max |F(b) - F(a) - int_a^b f| / max |F(b) - F(a)| over consecutive points a, b."""
     end = x.roll(1, dims=0)
@@ -121,12 +166,14 @@ def potential_path_error(net: GradientMap, x: Tensor) -> float:
     return _relative(rise - line_integral(net, x, end), rise)
 
 
+@takes_arrays
 def smallest_eigenvalue(net: GradientMap, x: Tensor) -> float:
     """The smallest eigenvalue of the Jacobian at the points, over the largest magnitude of any (zero if all vanish)."""
     eigenvalues = net.jacobian(x).eigvalsh()
     return float(eigenvalues.min() / _positive(eigenvalues.abs().max()))
 
 
+@takes_arrays
 def curvature_violation(net: GradientMap, x: Tensor) -> float:
     """How far eigenvalues of the Jacobian at the points lie outside ``net.curvature_bounds()``, over the largest."""
     eigenvalues = net.jacobian(x).eigvalsh()
@@ -135,6 +182,7 @@ def curvature_violation(net: GradientMap, x: Tensor) -> float:
     return float(outside / _positive(eigenvalues.abs().max()))
 
 
+@takes_arrays
 def sought_curvature(net: GradientMap, x: Tensor, *, steps: int = 200, rate: float = 0.02) -> float:
     """The largest v.J(x) v / |v|^2 found by ascent in x from the points given: the maximum over all x is no less.
 
@@ -166,6 +214,7 @@ def sought_curvature(net: GradientMap, x: Tensor, *, steps: int = 200, rate: flo
     return best
 
 
+@takes_arrays
 def monotonicity_gap(f: Field, x: Tensor) -> float:
     """min of <f(a) - f(b), a - b> / (|f(a) - f(b)| |a - b|) over pairs of points; below zero for non-monotone f."""
     values = f(x)
@@ -188,11 +237,13 @@ def _positive(value: Tensor) -> Tensor:
     return value.clamp(min=torch.finfo(value.dtype).tiny)
 
 
+@takes_arrays
 def assert_symmetric(f: Field, x: Tensor, tolerance: float | None = None) -> None:
     """Raise VerificationError unless the Jacobian of f is symmetric at the points, to rounding."""
     _require("symmetry error of the Jacobian", symmetry_error(f, x), _tolerance(x, tolerance))
 
 
+@takes_arrays
 def assert_conservative(f: Field, x: Tensor, tolerance: float | None = None) -> None:
     """Raise VerificationError unless loop integrals of f vanish, to rounding and estimated quadrature error."""
     value, allowed = _loops(f, x, _tolerance(x, tolerance))
@@ -207,17 +258,20 @@ def _loops(f: Field, x: Tensor, tolerance: float) -> tuple[float, float]:
     return loop_error(f, x, panels=panels), allowed
 
 
+@takes_arrays
 def assert_potential(net: GradientMap, x: Tensor, tolerance: float | None = None) -> None:
     """Raise VerificationError unless f is the gradient of the potential, to rounding and estimated quadrature error."""
     allowed = _tolerance(x, tolerance) + potential_quadrature_error(net, x)
     _require("difference of f and the gradient of the potential", potential_gradient_error(net, x), allowed)
 
 
+@takes_arrays
 def assert_jacobian(net: GradientMap, x: Tensor, tolerance: float | None = None) -> None:
     """Raise VerificationError unless the structured Jacobian equals automatic differentiation, to rounding."""
     _require("error of the structured Jacobian", jacobian_error(net, x), _tolerance(x, tolerance))
 
 
+@takes_arrays
 def assert_monotone(f: Field, x: Tensor, tolerance: float | None = None) -> None:
     """Raise VerificationError if f decreases along the line between two of the points, beyond rounding."""
     _require("decrease between pairs of points", -monotonicity_gap(f, x), _tolerance(x, tolerance))
@@ -295,6 +349,7 @@ class Certificate:
         return as_text(self.table())
 
 
+@explain_arguments
 def certificate(net: GradientMap, x: Tensor | None = None, *, points: int = 64, seed: int = 0) -> Certificate:
     """Check a gradient map at points x: symmetry, loops, potential, structured Jacobian, eigenvalues, monotonicity.
 

@@ -8,11 +8,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from nablanets.arrays import as_tensor
 from nablanets.dynamics.kinetic import Kinetic
 from nablanets.dynamics.systems import HamiltonianSystem, SeparableHamiltonian, System, rotate_back
 from nablanets.dynamics.targets import DerivativeTargets, PositionTargets, TrajectoryTargets
 from nablanets.errors import InvalidInputError, ShapeError
 from nablanets.fitting import FitResult, SobolevTargets, fit
+from nablanets.parameters import first_tensor
 
 # Coefficients of second differences q'' h^2 by order of accuracy, from the middle outwards.
 _SECOND = {2: (-2.0, 1.0), 4: (-5 / 2, 4 / 3, -1 / 12), 6: (-49 / 18, 3 / 2, -3 / 20, 1 / 90)}
@@ -49,6 +51,12 @@ def fit_derivatives(
     >>> fit_derivatives(system, x, torch.stack([x[:, 1], -x[:, 0]], dim=1), steps=20, progress=False).steps
     20
     """
+    x = as_tensor(x, owner="fit_derivatives", name="x")
+    v = as_tensor(v, owner="fit_derivatives", name="v")
+    inputs = None if inputs is None else as_tensor(inputs, owner="fit_derivatives", name="inputs")
+    if isinstance(validation, tuple):
+        x_held_out, v_held_out = (as_tensor(part, owner="fit_derivatives", name="validation") for part in validation)
+        validation = (x_held_out, v_held_out)
     pair = isinstance(validation, tuple)
     if pair and (inputs is not None or energies is not None):
         raise InvalidInputError("fit_derivatives: with inputs or energies give validation as a fraction.")
@@ -101,6 +109,7 @@ def fit_trajectories(
     >>> fit_trajectories(system, circles, 0.2, horizon=2, method="rk4", steps=10, progress=False).steps
     10
     """
+    trajectories = as_tensor(trajectories, owner="fit_trajectories", name="trajectories")
     train, test = _held_out(trajectories, validation, options.get("seed", 0))
     pieces = [windows(part, horizon + 1, stride or horizon) for part in (train, test)]
     targets = [TrajectoryTargets(p[:, 1:], interval, method, step, energy_weight) for p in pieces]
@@ -139,6 +148,7 @@ def fit_positions(
         )
     if order not in _SECOND or (horizon > 1 and order != 2):
         raise InvalidInputError(f"fit_positions: expected order 2, 4 or 6 (2 for horizon > 1), got {order}.")
+    positions = _as_states(system, positions, "fit_positions", "positions")
     parts = _held_out(positions, validation, options.get("seed", 0))
     if horizon == 1:
         (q, g), held_out = (_accelerated(system.kinetic, part, interval, order) for part in parts)
@@ -161,6 +171,13 @@ def windows(trajectories: Float[Tensor, "t m d"], length: int, stride: int) -> F
             f"{tuple(trajectories.shape)}. Shorten the horizon."
         )
     return trajectories.unfold(0, length, stride).movedim(-1, 2).flatten(0, 1)
+
+
+def _as_states(system: nn.Module, values: Any, owner: str, name: str) -> Tensor:
+    """Observed states, also as an array or lists of numbers, in the dtype and on the device of the system."""
+    states = as_tensor(values, owner=owner, name=name)
+    like = first_tensor(system)
+    return states if like is None else states.to(like)
 
 
 def _forces(x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from nablanets import serialization
 from nablanets.errors import InvalidInputError, check_points
 from nablanets.maps import GradientMap
+from nablanets.maps.describing import describe_map
 from nablanets.parameters import first_tensor
 from nablanets.serialization import savable
 
@@ -49,6 +50,9 @@ class SympNet(nn.Module):
 
     def config(self) -> dict[str, Any]:
         return {"shears": list(self.shears)}
+
+    def __repr__(self) -> str:
+        return describe_map(self, self.config, features=self.features)
 
     def save(self, path: str | Path) -> None:
         """Write architecture and weights to a safetensors file; :func:`nablanets.load` reads it back."""

@@ -16,6 +16,7 @@ from nablanets import serialization
 from nablanets.dynamics.kinetic import Kinetic
 from nablanets.errors import InvalidInputError, ShapeError, check_points, check_positive_int
 from nablanets.maps import ConditionalGradNet, GradientMap, Pullback, Sum
+from nablanets.maps.describing import describe_map
 from nablanets.parameters import first_tensor
 from nablanets.serialization import savable
 
@@ -34,6 +35,9 @@ class System(nn.Module, ABC):
     @abstractmethod
     def config(self) -> dict[str, Any]:
         """Constructor arguments, from which :func:`nablanets.load` rebuilds the system."""
+
+    def __repr__(self) -> str:
+        return describe_map(self, self.config, features=self.features)
 
     def forward(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
         check_points(x, self.features, owner=type(self).__name__, like=first_tensor(self))
@@ -226,6 +230,9 @@ class ConditionalHamiltonian(nn.Module):
 
     def config(self) -> dict[str, Any]:
         return {"net": self.net}
+
+    def __repr__(self) -> str:
+        return describe_map(self, self.config, features=self.features)
 
     def given(self, c: Float[Tensor, "*batch k"]) -> HamiltonianSystem:
         return HamiltonianSystem(self.net.given(c))

@@ -9,11 +9,12 @@ from torch import Tensor
 
 from nablanets.dynamics.systems import HamiltonianSystem, rotate, rotate_back
 from nablanets.errors import VerificationError
-from nablanets.verify import TOLERANCE, autodiff_jacobian
+from nablanets.verify import TOLERANCE, autodiff_jacobian, takes_arrays
 
 Map = Callable[[Tensor], Tensor]
 
 
+@takes_arrays
 def hamiltonian_error(field: Map, x: Tensor) -> float:
     """max |A - A^T| / max |A| for A = J^T v'(x) at points x (n, d): zero if and only if the field is Hamiltonian.
 
@@ -25,6 +26,7 @@ def hamiltonian_error(field: Map, x: Tensor) -> float:
     return float((gradient - gradient.mT).abs().max() / _positive(gradient.abs().max()))
 
 
+@takes_arrays
 def energy_rate_error(system: HamiltonianSystem, x: Tensor) -> float:
     """max |grad H . x'| / (|grad H| |x'|) at points, with the gradient of the energy by automatic differentiation."""
     with torch.enable_grad():
@@ -35,6 +37,7 @@ def energy_rate_error(system: HamiltonianSystem, x: Tensor) -> float:
     return float((rate / _positive(gradient.norm(dim=-1) * v.norm(dim=-1))).max())
 
 
+@takes_arrays
 def symplecticity_error(flow: Map, x: Tensor) -> float:
     """max |M^T Omega M - Omega| for the Jacobians M of a flow map at points x (n, d), with Omega = J.
 
@@ -55,6 +58,7 @@ def symplectic_form(features: int) -> Tensor:
     return rotate(torch.eye(features)).mT + 0.0  # no negative zeros
 
 
+@takes_arrays
 def assert_hamiltonian(system: HamiltonianSystem, x: Tensor, tolerance: float | None = None) -> None:
     """Raise VerificationError unless the field is Hamiltonian and conserves its energy at the points, to rounding."""
     allowed = TOLERANCE[x.dtype] if tolerance is None else tolerance

@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from nablanets.arrays import as_tensor
 from nablanets.errors import InvalidInputError, ShapeError
 from nablanets.fitting.objective import PackedTargets
+from nablanets.keywords import explain_keywords
 from nablanets.maps import GradientMap
 
 
+@explain_keywords
 @dataclass(frozen=True)
 class SobolevTargets(PackedTargets):
     r"""What is known of a potential F at n points: give at least one of gradients, values and products.

@@ -61,7 +61,9 @@ class GradientMap(nn.Module, ABC):
         like = first_tensor(self)
         if not fits(x, self.features, like):
             if like is not None and isinstance(x, Tensor):
-                like = self.as_points(x.new_empty(0))  # a map that subtracts a centre takes wider points than its own
+                like = self.as_points(
+                    like.new_empty(0, dtype=x.dtype)
+                )  # a map that subtracts a centre takes wider points than its own
             check_points(x, self.features, owner=type(self).__name__, name=name, like=like)
 
     def forward(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
@@ -115,6 +117,11 @@ class GradientMap(nn.Module, ABC):
 
     def along(self, x: Tensor, p: Tensor) -> Callable[[Tensor], Tensor]:
         """The function t -> <f(x + t p), p> of t (*batch), increasing for monotone f."""
+        self._check(x)
+        self._check(p, "p")
+        return self._along(x, p)
+
+    def _along(self, x: Tensor, p: Tensor) -> Callable[[Tensor], Tensor]:
         return lambda t: (self(x + t.unsqueeze(-1) * p) * p).sum(dim=-1)
 
     def curvature_envelope(self) -> tuple[Tensor, Tensor]:
@@ -323,7 +330,7 @@ class Sum(SumOfMaps, GradientMap):
         first, *rest = (part.potential(x) for part in self._each())
         return sum(rest, first)
 
-    def along(self, x: Tensor, p: Tensor) -> Callable[[Tensor], Tensor]:
+    def _along(self, x: Tensor, p: Tensor) -> Callable[[Tensor], Tensor]:
         parts = [part.along(x, p) for part in self._each()]
         return lambda t: sum((part(t) for part in parts), torch.zeros_like(t))
 
@@ -378,7 +385,7 @@ class Scale(LinearChange, GradientMap):
     def _potential(self, x: Tensor) -> Tensor:
         return self.factor * self.inner.potential(x)
 
-    def along(self, x: Tensor, p: Tensor) -> Callable[[Tensor], Tensor]:
+    def _along(self, x: Tensor, p: Tensor) -> Callable[[Tensor], Tensor]:
         inner = self.inner.along(x, p)
         return lambda t: self.factor * inner(t)
 
@@ -496,7 +503,7 @@ class Pullback(LinearChange, GradientMap):
     def _potential(self, x: Tensor) -> Tensor:
         return self.inner.potential(self.image(x))
 
-    def along(self, x: Tensor, p: Tensor) -> Callable[[Tensor], Tensor]:
+    def _along(self, x: Tensor, p: Tensor) -> Callable[[Tensor], Tensor]:
         return self.inner.along(self.image(x), self._direction(p.to(self.matrix.dtype)))
 
     def curvature_envelope(self) -> tuple[Tensor, Tensor]:

@@ -80,7 +80,7 @@ class Constrained(GradientMap):
     def quadrature_gap(self, x: Tensor) -> Tensor:
         return self._dials()[0] * self.inner.quadrature_gap(x)
 
-    def along(self, x: Tensor, p: Tensor) -> Callable[[Tensor], Tensor]:
+    def _along(self, x: Tensor, p: Tensor) -> Callable[[Tensor], Tensor]:
         c, s = self._dials()
         inner, xp, pp = self.inner.along(x, p), (x * p).sum(dim=-1), p.square().sum(dim=-1)
         return lambda t: c * inner(t) + s * (xp + t * pp)

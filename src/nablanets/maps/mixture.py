@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from nablanets.errors import InvalidInputError, ShapeError
+from nablanets.keywords import explain_keywords
 from nablanets.maps.base import GradientMap
 from nablanets.maps.protocols import HasBends, supports
 from nablanets.operators import GramTerm, StructuredOperator, SymmetricOperator
@@ -17,6 +18,7 @@ from nablanets.serialization import savable
 
 
 @savable
+@explain_keywords
 class GradNetMixture(GradientMap):
     r"""f = sum_k p_k(x) f_k(x), the gradient of :math:`F = \frac1t \mathrm{LSE}_k\, t (F_k(x) + c_k)`, t > 0.
 

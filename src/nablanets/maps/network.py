@@ -108,7 +108,7 @@ class UnitsMap(GradientMap, Generic[P]):
         operator = StructuredOperator(self.features, terms, positive_semidefinite=self.monotone)
         return operator if parts.linear is None else operator + parts.linear.jacobian(x)
 
-    def along(self, x: Tensor, p: Tensor) -> Callable[[Tensor], Tensor]:
+    def _along(self, x: Tensor, p: Tensor) -> Callable[[Tensor], Tensor]:
         """The products of x and p with the weights are computed once, so that each t costs O(units)."""
         parts = self._parts(x)
         u = x @ parts.weight.mT

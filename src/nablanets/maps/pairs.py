@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from nablanets.errors import InvalidInputError, ShapeError, check_points
 from nablanets.maps.base import GradientMap
 from nablanets.maps.coordinates import pair_distances
+from nablanets.maps.describing import describe_map
 from nablanets.maps.invariant import CoordinatePullback
 from nablanets.operators import StructuredOperator, SymmetricOperator
 from nablanets.parameters import first_tensor
@@ -116,6 +117,9 @@ class PairAcceleration(nn.Module):
     def config(self) -> dict[str, Any]:
         masses = self.pairs.masses().tolist()
         return {"law": self.pairs.law, "masses": masses, "dimensions": self.dimensions, "kind": self.kind}
+
+    def __repr__(self) -> str:
+        return describe_map(self, self.config, features=self.features)
 
     def forward(self, x: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch n"]:
         check_points(x, self.features, owner="PairAcceleration", like=first_tensor(self))

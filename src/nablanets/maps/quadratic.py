@@ -129,7 +129,7 @@ class Quadratic(GradientMap):
         value = (self._linear(x) * x).sum(dim=-1) / 2
         return value if self.bias is None else value + x @ self.bias
 
-    def along(self, x: Tensor, p: Tensor) -> Callable[[Tensor], Tensor]:
+    def _along(self, x: Tensor, p: Tensor) -> Callable[[Tensor], Tensor]:
         """A straight line in t, known after two products."""
         start, slope = (self._forward(x) * p).sum(dim=-1), (self._linear(p) * p).sum(dim=-1)
         return lambda t: start + t * slope

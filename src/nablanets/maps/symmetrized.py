@@ -103,7 +103,7 @@ class Symmetrized(AroundOne, GradientMap):
     def quadrature_gap(self, x: Tensor) -> Tensor:
         return self.inner.quadrature_gap(self.orbit(x)).mean(dim=0)
 
-    def along(self, x: Tensor, p: Tensor) -> Callable[[Tensor], Tensor]:
+    def _along(self, x: Tensor, p: Tensor) -> Callable[[Tensor], Tensor]:
         inner = self.inner.along(self.orbit(x), self.orbit(p))
         return lambda t: inner(t.expand(len(self.matrices), *t.shape)).mean(dim=0)
 

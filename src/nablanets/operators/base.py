@@ -19,6 +19,7 @@ from nablanets.errors import (
     ShapeError,
     SingularJacobianError,
     check_points,
+    fits,
 )
 from nablanets.operators.cg import conjugate_gradients
 from nablanets.operators.determinant import spd_logdet
@@ -192,7 +193,6 @@ class SymmetricOperator(Displayed, ABC):
         Raises:
             SingularJacobianError: a matrix is singular, by structure or numerically.
         """
-        self._refuse_structural_rank()
         value, singular = self.solve_ex(b)
         if is_known(singular):
             self._refuse_singular(singular)
@@ -203,6 +203,8 @@ class SymmetricOperator(Displayed, ABC):
 
         So samples that can be solved are not held up by others. 16-bit types are solved in float32.
         """
+        if not fits(b, self.features, self.reference):
+            check_points(b, self.features, owner="J.solve", name="b", like=self.reference)
         self._refuse_structural_rank()
         wide = self._wide()
         right = b if wide is self else b.to(wide.reference.dtype)

@@ -64,6 +64,7 @@ def solve_ridge(
     """
     linear: HasOuterTerms = require(net, HasOuterTerms, owner="solve_ridge")
     x, g = check_samples(net, x, g, owner="solve_ridge")
+    held_out = check_samples(net, *validation, owner="solve_ridge (validation)")
     terms = linear.outer_terms()
     if any(term.positive for term in terms):
         raise InvalidInputError(
@@ -79,7 +80,7 @@ def solve_ridge(
         if coefficients is None:  # and the smaller ones are no better
             break
         write_terms(terms, coefficients)
-        residual = net(validation[0]) - validation[1]
+        residual = net(held_out[0]) - held_out[1]
         errors[ridge] = float(residual.square().sum(dim=-1).mean())
     if not errors:
         raise FitError(
