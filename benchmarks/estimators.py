@@ -112,7 +112,10 @@ def main() -> None:
         problems.insert(1, ("flux of a motor, d = 2, n = 57", motor, GradientFieldRegressor(monotone=True), peers()))
     rows = []
     for name, sample, model, others in problems:
-        for number, (label, candidate) in enumerate({type(model).__name__: model, **others}.items()):
+        candidates = {type(model).__name__: model}
+        if isinstance(model, GradientFieldRegressor):
+            candidates["the same, budget=10"] = clone(model).set_params(budget=10.0)
+        for number, (label, candidate) in enumerate({**candidates, **others}.items()):
             outcomes = [measure(candidate, sample(seed), seed) for seed in SEEDS]
             errors, seconds = np.median(outcomes, axis=0)
             worst = max(error for error, _ in outcomes)

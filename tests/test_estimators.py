@@ -59,6 +59,14 @@ def test_derivatives_by_some_features():
         flat.fit(X, np.ones((90, 3)))
 
 
+def test_a_budget_lets_autofit_choose():
+    field = GradientFieldRegressor(budget=2.0, random_state=0).fit(X, FIELD)
+    assert field.score(X, FIELD) > 0.999
+    assert 0 < field.validation_error_ < 0.1 * np.square(FIELD).sum(axis=1).mean()
+    with pytest.raises(InvalidInputError, match="a column for each feature, 2, got 1"):
+        field.fit(X, FIELD[:, 0])
+
+
 def test_promises_hold_far_from_the_data():
     far = 100 * X
     bowl = ConvexRegressor(**QUICK).fit(X, BOWL)

@@ -9,7 +9,7 @@ import torch
 
 from nablanets.errors import InvalidInputError
 from nablanets.estimators.base import Array, PotentialRegressor, dense_jacobian
-from nablanets.estimators.training import train
+from nablanets.estimators.training import search, train
 from nablanets.fitting import SobolevTargets
 from nablanets.maps import GradientMap, GradNetM
 from nablanets.starts import standardised
@@ -32,6 +32,8 @@ class GradientFieldRegressor(PotentialRegressor):
         max_iter: iterations in all.
         max_seconds: training time at most.
         validation_fraction: of the samples, to choose by; they are not trained on. Below 20 samples none are held out.
+        budget: seconds for :func:`~nablanets.autofit`, which then chooses network, size and fit, in place of all of the
+            above but ``monotone``: better, and dependent on the machine's speed. y needs a column for each feature.
         random_state: of initial weights and of what is held out.
 
     Attributes:
@@ -57,6 +59,7 @@ class GradientFieldRegressor(PotentialRegressor):
         max_iter: int = 200,
         max_seconds: float | None = None,
         validation_fraction: float = 0.1,
+        budget: float | None = None,
         random_state: Any = None,
     ) -> None:
         super().__init__(
@@ -69,6 +72,7 @@ class GradientFieldRegressor(PotentialRegressor):
             random_state=random_state,
         )
         self.monotone = monotone
+        self.budget = budget
 
     def fit(self, X: Any, y: Any) -> GradientFieldRegressor:
         """Fit gradients y, (n, d) or (n, m) with m < d, at points X, (n, d).
@@ -87,6 +91,8 @@ class GradientFieldRegressor(PotentialRegressor):
                 "one potential by feature i, so there are at most as many as features."
             )
         known = torch.from_numpy(np.array(columns))
+        if self.budget is not None:
+            return self._search(x, known, self.budget)
         unknown = torch.zeros(len(x), d - self._count, dtype=torch.float64)
         size = self._units(columns.size)
 
@@ -99,6 +105,17 @@ class GradientFieldRegressor(PotentialRegressor):
         self.network_, result = train(build, x, known if complete else SobolevTargets(gradient), self._effort())
         self.validation_error_ = result.best_validation_error
         self.n_iter_ = max(1, result.steps)
+        return self
+
+    def _search(self, x: torch.Tensor, known: torch.Tensor, budget: float) -> GradientFieldRegressor:
+        """Fit by a search within a budget of seconds."""
+        if known.shape != x.shape:
+            raise InvalidInputError(
+                f"GradientFieldRegressor: budget needs y with a column for each feature, {x.shape[1]}, got "
+                f"{known.shape[1]}. Leave budget out."
+            )
+        self.network_, self.validation_error_ = search(x, known, self.monotone, budget, self._effort().seed)
+        self.n_iter_ = 1
         return self
 
     def predict(self, X: Any) -> Array:

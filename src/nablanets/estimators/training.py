@@ -9,6 +9,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from nablanets.automatic import autofit
 from nablanets.errors import InvalidInputError
 from nablanets.fitting import FitResult, FitSettings, fit_best_start
 from nablanets.fitting.objective import PackedTargets
@@ -104,3 +105,11 @@ def train(
             progress=False,
         )
     return cast(GradientMap, net), result
+
+
+def search(x: Tensor, gradients: Tensor, monotone: bool, budget: float, seed: int) -> tuple[GradientMap, float]:
+    """The best map that :func:`~nablanets.autofit` finds in a time, and its mean squared error on held-out samples."""
+    with torch.random.fork_rng(devices=[]):
+        result = autofit(x, gradients, monotone=monotone or None, budget=budget, seed=seed, progress=False)
+    mean_square = float(gradients.square().sum(dim=1).mean())
+    return result.net, 10 ** (result.db / 10) * mean_square
