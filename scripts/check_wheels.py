@@ -84,7 +84,9 @@ def check_the_library(environment: Environment) -> None:
     environment.works("python", "-c", examples, str(ROOT / "README.md"))
     write_samples(environment.work / "samples.csv")
     environment.works("nablanets", "--help", says="fit")
-    environment.works("nablanets", "fit", "samples.csv", "--out", "m.safetensors", "--steps", "500", "--monotone")
+    environment.works(
+        "nablanets", "fit", "samples.csv", "--out", "m.safetensors", "--steps", "500", "--monotone", "increasing"
+    )
     environment.works("nablanets", "apply", "m.safetensors", "samples.csv")
     environment.works("nablanets", "verify", "m.safetensors", "samples.csv", says="passed")
     environment.works("nablanets", "export", "m.safetensors", "--format", "numpy", "--out", "field.py")

@@ -34,7 +34,9 @@ def samples(tmp_path):
 
 def test_fit_apply_verify(capsys, tmp_path, samples):
     model, applied = tmp_path / "m.safetensors", tmp_path / "out.parquet"
-    code, out, _ = call(capsys, "fit", samples, "--out", model, "--steps", 400, "--hidden", 16, "--monotone")
+    code, out, _ = call(
+        capsys, "fit", samples, "--out", model, "--steps", 400, "--hidden", 16, "--monotone", "increasing"
+    )
     assert code == 0
     assert "validation error -" in out
     code, out, _ = call(capsys, "apply", model, samples, "--out", applied)
@@ -129,11 +131,12 @@ def test_errors_teach_and_leave_nothing_behind(capsys, samples, monkeypatch, arg
 FLAGS = {
     "fit": {
         "--out", "--network", "--hidden", "--depth", "--activation", "--monotone", "--steps", "--lr", "--batch-size",
+        "--seconds", "--test", "--group-column", "--report", "--history", "--optimizer",
         "--validation", "--seed", "--checkpoint", "--force", "--x-columns", "--g-columns", "--separator",
     },
     "apply": {"--out", "--x-columns", "--g-columns", "--f-columns", "--potential-column", "--separator"},
     "verify": {"--points", "--x-columns", "--separator"},
-    "export": {"--format", "--out"},
+    "export": {"--format", "--out", "--precision"},
 }  # fmt: skip
 
 

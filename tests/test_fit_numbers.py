@@ -78,18 +78,18 @@ def test_monotone_fits_of_data_that_decrease_say_so(capsys, tmp_path):
     x, _ = waves()
     model = tmp_path / "m.safetensors"
     path = table(tmp_path / "t.csv", x, -x)
-    code, _, err = call(capsys, "fit", path, "--out", model, "--steps", 5, "--monotone")
+    code, _, err = call(capsys, "fit", path, "--out", model, "--steps", 5, "--monotone", "increasing")
     assert code != 0
     assert "the gradients decrease" in err
     assert "Leave --monotone out" in err
     assert not model.exists()
     path = table(tmp_path / "mixed.csv", x, np.stack([x[:, 0], -x[:, 1] / 2], axis=1))
-    code, out, _ = call(capsys, "fit", path, "--out", model, "--steps", 5, "--monotone", "--force")
+    code, out, _ = call(capsys, "fit", path, "--out", model, "--steps", 5, "--monotone", "increasing", "--force")
     assert code == 0
     assert "--monotone:" in out
     noisy = x + np.random.default_rng(1).normal(0, 0.1, x.shape)
     path = table(tmp_path / "noisy.csv", x, noisy)
-    _, out, err = call(capsys, "fit", path, "--out", model, "--steps", 5, "--monotone", "--force")
+    _, out, err = call(capsys, "fit", path, "--out", model, "--steps", 5, "--monotone", "increasing", "--force")
     assert "of the pairs" not in out + err
 
 

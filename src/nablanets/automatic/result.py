@@ -5,14 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from nablanets.automatic.pictures import draw
 from nablanets.automatic.search import Attempt
 from nablanets.fitting import HistoryRow, decibels
 from nablanets.maps import GradientMap
 from nablanets.printing import as_text, html_table, make_table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -97,6 +102,17 @@ class AutofitResult:
             html_table(_TRIED_COLUMNS, tried, title="What was tried", numbers=set(_TRIED_COLUMNS[1:])),
         ]
         return "".join(parts)
+
+    def plot(self, x: Tensor | None = None) -> Figure:
+        """A figure of predictions against data, errors over the inputs and the learning curve.
+
+        Args:
+            x: the points that were fitted, for the map of errors.
+
+        Raises:
+            MissingPackageError: matplotlib is not installed (extra ``plots``).
+        """
+        return draw(self, x)
 
     def _lines(self) -> list[str]:
         return [

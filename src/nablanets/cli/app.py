@@ -23,6 +23,11 @@ app = typer.Typer(
 console = Console(width=None if sys.stdout.isatty() else 130)
 
 
+def say(text: str) -> None:
+    """Print text as it is, without colours and without breaking its lines."""
+    console.print(text, soft_wrap=True, highlight=False, markup=False)
+
+
 def _print_version(wanted: bool) -> None:
     if wanted:
         console.print(f"nablanets {nablanets.__version__}", highlight=False)

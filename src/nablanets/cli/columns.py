@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.table import Table
 from torch import Tensor
 
+from nablanets.automatic.result import ComponentError
 from nablanets.cli.app import console
 from nablanets.errors import InvalidInputError, ShapeError
+from nablanets.printing import make_table
 from nablanets.serialization import check_writable
 from nablanets.tables import ColumnNames, TableFile, find_columns, numbers, read_table_file
+from nablanets.tables.names import split_unit
+
+_ERROR_COLUMNS = ("component", "RMSE", "R^2")
 
 XColumns = Annotated[
     str | None, typer.Option(help="Comma-separated point columns; those the model knows, or x1..xd, if not given.")
@@ -82,3 +89,16 @@ def check_out(out: Path, *inputs: Path, option: str = "--out") -> None:
         is_same = out.exists() and file.exists() and out.samefile(file)
         if is_same or out.absolute() == file.absolute():
             raise InvalidInputError(f"{option}: {out} is the file that is read ({file}). Choose another name.")
+
+
+def components(names: ColumnNames) -> tuple[list[str], list[str]]:
+    """Names of the gradients without units, and units, empty where none is known."""
+    bare = [split_unit(name)[0] for name in names.g]
+    units = [unit or "" for unit in names.g_units]
+    return bare, units
+
+
+def error_table(errors: Sequence[ComponentError], title: str) -> Table:
+    """Errors of each component for people."""
+    rows = [[each.name, f"{each.rmse:.4g} {each.unit}".strip(), f"{each.r2:.6f}"] for each in errors]
+    return make_table(_ERROR_COLUMNS, rows, title=title, numbers=_ERROR_COLUMNS[1:])

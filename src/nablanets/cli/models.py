@@ -11,12 +11,15 @@ import typer
 from torch import Tensor
 
 from nablanets import verify as verification
+from nablanets.automatic.result import component_errors
 from nablanets.cli.app import console
 from nablanets.cli.columns import (
     GColumns,
     Separator,
     XColumns,
     check_out,
+    components,
+    error_table,
     gradients,
     has_gradients,
     points,
@@ -80,6 +83,8 @@ def apply_model(
     if g is not None:
         relative = error(net, x, g.to(reference.dtype)) / float(g.square().sum(dim=1).mean())
         console.print(f"error against the gradients in the file: {decibels(relative):.2f} dB of their mean square")
+        errors = component_errors(g, values.double(), *components(names))
+        console.print(error_table(errors, "errors against the gradients in the file"))
 
 
 def _beside(file: Path) -> Path:
