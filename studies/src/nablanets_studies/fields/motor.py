@@ -35,7 +35,7 @@ class MotorExperiment(Experiment[MotorConfig]):
     summary = "Learn the flux map of an electric machine and its inverse from a few operating points."
     template = "motor_map.md.j2"
     presets = {  # noqa: RUF012
-        "quick": MotorConfig(iterations=100, starts=2, halving=50, mlp_steps=500),
+        "quick": MotorConfig(iterations=100, starts=2, halving=50, mlp_steps=500, budget=5.0),
         "paper": MotorConfig(),
     }
     seeds = {"quick": 2, "paper": 10}  # noqa: RUF012

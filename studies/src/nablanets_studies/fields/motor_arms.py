@@ -18,7 +18,7 @@ import torch
 from scipy.interpolate import LinearNDInterpolator, NearestNDInterpolator, RBFInterpolator
 from torch import Tensor
 
-import nablanets
+from nablanets.automatic import autofit
 from nablanets.extras import needed
 from nablanets.fitting import FitSettings, fit_best_start
 from nablanets.maps import Conjugate, GradientMap, GradNetC, GradNetM, Symmetrized
@@ -217,7 +217,7 @@ def _without_graph(net: GradientMap) -> Predict:
 
 def _autofit(config: MotorConfig, x: Tensor, g: Tensor, seed: int) -> Trained:
     """What the library does when it is told nothing but that the map is monotone."""
-    result = nablanets.autofit(x, g, monotone="increasing", budget=config.budget, seed=seed, progress=False)
+    result = autofit(x, g, monotone="increasing", budget=config.budget, seed=seed, progress=False)
     return Trained(_without_graph(result.net), result.net, count_parameters(result.net))
 
 
@@ -307,25 +307,22 @@ _INVERSE = Candidate("M 6x2 of the reverse", _inverse(_M.train))
 _MIRRORED = Candidate("M 6x2, mirrored", _gradient_network(lambda: GradNetM(2, 6, 2, monotone=True), mirrored=True))
 
 
-def _methods() -> list[Method]:
-    found = [
-        Method("gradnet-m", [_M], gradient=True),
-        Method("inverse-m", [_INVERSE], gradient=True),
-        Method("mirrored-m", [_MIRRORED], gradient=True),
-        Method("chosen", [_M, _SMALLER_M, _C], gradient=True),
-        Method("linear-table", [Candidate("triangles", _linear)]),
-        Method("cubic-rbf", _radials("cubic", (1.0,))),
-        Method("gaussian-rbf", _radials("gaussian", (0.25, 0.35, 0.5, 0.7, 1.0))),
-        Method("small-mlp", _mlps([(19,), (7, 7)])),
-        Method("mlp", _mlps([(16, 16), (32, 32), (64,)])),
-    ]
-    if hasattr(nablanets, "autofit"):
-        found.insert(0, Method("autofit", [Candidate("autofit", _autofit)], gradient=True))
-    return found
+_METHODS = (
+    Method("autofit", [Candidate("autofit", _autofit)], gradient=True),
+    Method("gradnet-m", [_M], gradient=True),
+    Method("inverse-m", [_INVERSE], gradient=True),
+    Method("mirrored-m", [_MIRRORED], gradient=True),
+    Method("chosen", [_M, _SMALLER_M, _C], gradient=True),
+    Method("linear-table", [Candidate("triangles", _linear)]),
+    Method("cubic-rbf", _radials("cubic", (1.0,))),
+    Method("gaussian-rbf", _radials("gaussian", (0.25, 0.35, 0.5, 0.7, 1.0))),
+    Method("small-mlp", _mlps([(19,), (7, 7)])),
+    Method("mlp", _mlps([(16, 16), (32, 32), (64,)])),
+)
 
 
-#: By name; at most 100 parameters in all gradient networks and in "small-mlp".
-METHODS: dict[str, Method] = {method.name: method for method in _methods()}
+#: By name; at most 100 parameters in "small-mlp" and in all gradient networks but that of "autofit", which chooses.
+METHODS: dict[str, Method] = {method.name: method for method in _METHODS}
 #: What is learned: flux linkages of currents, or the reverse.
 DIRECTIONS = ("flux", "current")
 
