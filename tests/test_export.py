@@ -232,6 +232,22 @@ def test_onnx(tmp_path, name):
         [(1,), (2,), (11,)],
         loss=1e3 if name.startswith("mixture") else 1.0,
     )
+    if name in QUICK_ONNX:
+        assert_bad_rows_stay_alone(net, lambda x: map(torch.from_numpy, session.run(None, {"x": x.numpy()})))
+
+
+def assert_bad_rows_stay_alone(net, evaluate):
+    """NaN and infinity in some points: what is no number in the map is none in the export, and the rest is equal."""
+    x = points(net, 6)
+    x[1, 0] = torch.nan
+    x[2, 1] = torch.inf
+    x[4, 2] = -torch.inf
+    with torch.no_grad():
+        expected = net(x), net.potential(x)
+    assert bool(expected[0][1].isnan().all())
+    assert bool(torch.isfinite(expected[0][[0, 3, 5]]).all())
+    for value, reference in zip(evaluate(x), expected, strict=True):
+        assert_close(value, reference, equal_nan=True, rtol=1e-6, atol=1e-6)
 
 
 def test_onnx_says_what_was_not_checked(tmp_path, monkeypatch):
