@@ -36,6 +36,7 @@ benchmark: $(DONE)
 	$(BIN)/python benchmarks/maps.py
 	$(BIN)/python benchmarks/calculus.py
 	$(BIN)/python benchmarks/many.py
+	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/exports.py
 	$(BIN)/python benchmarks/estimators.py
 	$(BIN)/python benchmarks/residual.py
