@@ -94,7 +94,14 @@ class Spline(ElementwiseActivation):
         """Rows of a table (*units, pieces, n), at one index per unit and sample (*batch, *units)."""
         pieces = table.shape[-2]
         first = torch.arange(0, table[..., 0, 0].numel() * pieces, pieces, device=table.device)
-        return nn.functional.embedding(index + first.reshape(table.shape[:-2]), table.reshape(-1, table.shape[-1]))
+        place = index + first.reshape(table.shape[:-2])
+        rows = table.reshape(-1, table.shape[-1])
+        differentiated = torch.is_grad_enabled() and table.requires_grad
+        if torch.compiler.is_compiling() or not differentiated:  # exports know this word
+            return nn.functional.embedding(place, rows)
+        # The same, with a derivative that takes a tenth of the time: sums along n long rows, not of many short ones.
+        picked = rows.mT.index_select(1, place.flatten())  # (n, samples and units)
+        return picked.unflatten(1, place.shape).movedim(0, -1)
 
     def value_and_derivative(self, z: Tensor) -> tuple[Tensor, Tensor]:
         _, t, row = self._pieces(z)
