@@ -132,13 +132,13 @@ def test_cross_validation_chooses_by_rows_that_were_not_learned_from():
 @pytest.fixture(scope="module")
 def motor_run(tmp_path_factory):
     experiment = find_experiment("motor-map")
-    config = replace(experiment.preset("quick"), iterations=40, starts=2, halving=20, budget=2.0, calls_in_c=0)
+    config = replace(experiment.preset("quick"), iterations=30, starts=2, halving=15, budget=1.0, calls_in_c=0)
     arms = [
         f"{direction}-{name}"
         for direction in ("flux", "current")
         for name in ("gradnet-m", "linear-table", "cubic-rbf")
     ]
-    arms.insert(0, "flux-autofit")
+    arms = ["flux-autofit", "flux-inverse-m", *arms]
     folder = tmp_path_factory.mktemp("run")
     return experiment, config, run_experiment(experiment, config, preset="quick", seeds=1, out=folder, arms=arms)
 
@@ -153,8 +153,12 @@ def test_gradient_networks_learn_the_machine_and_its_inverse(motor_run):
         assert ours.asymmetry < 1e-6 < by_arm[f"{direction}-cubic-rbf"].asymmetry
         assert ours.c_nanoseconds is None
         assert 0 < ours.certified_least <= ours.least_slope <= ours.largest_slope <= ours.certified_largest
-    # How good it is depends on the speed of the machine; that it is invertible does not.
-    assert by_arm["flux-autofit"].inverse_error < 1e-10
+    # How good it is, and which kind of map, depends on the speed of the machine; that the map increases does not.
+    assert by_arm["flux-autofit"].least_slope > 0
+    assert by_arm["flux-autofit"].asymmetry < 1e-6
+    inverse = by_arm["flux-inverse-m"]
+    assert inverse.rmse < 0.5 * by_arm["flux-linear-table"].rmse
+    assert inverse.inverse_error < 1e-10
     found = experiment.findings(config, run)
     assert [each.name for each in found] == ["flux", "current"]
     assert found[0].peer.method == "cubic-rbf"
@@ -165,6 +169,7 @@ def test_gradient_networks_learn_the_machine_and_its_inverse(motor_run):
         "current-gradnet-m-0",
         "flux-autofit-0",
         "flux-gradnet-m-0",
+        "flux-inverse-m-0",
     ]
     model = run.load_model("flux-gradnet-m", 0)
     machine = load_flux_map()

@@ -70,7 +70,7 @@ class MotorExperiment(Experiment[MotorConfig]):
         if trained.net is None:
             return PartResult(None, trained.parameters, seconds, metrics.to_metrics())
         model = in_units(trained.net, bases_of(config), direction)
-        if seed == 0 and config.calls_in_c:
+        if seed == 0 and config.calls_in_c and method.explicit:
             given = held_out.currents if direction == "flux" else held_out.fluxes
             metrics = replace(metrics, c_nanoseconds=nanoseconds_in_c(model, given, config.calls_in_c))
         return PartResult(model, trained.parameters, seconds, metrics.to_metrics())

@@ -21,9 +21,12 @@ from torch import Tensor
 from nablanets.automatic import autofit
 from nablanets.extras import needed
 from nablanets.fitting import FitSettings, fit_best_start
-from nablanets.maps import Conjugate, GradientMap, GradNetC, GradNetM, Symmetrized
+from nablanets.maps import Conjugate, GradientMap, GradNetC, GradNetM, Quadratic, Sum, Symmetrized
 from nablanets.parameters import count_parameters
 from nablanets.starts import initialise_from_data, standardised
+
+#: Per unit, far below the errors of all methods.
+_ADDED_SLOPE = 1e-7
 
 #: From points (n, 2) to the other quantity there.
 Predict = Callable[[Tensor], Tensor]
@@ -97,11 +100,13 @@ class Method:
         name: on the page.
         candidates: of the configuration.
         gradient: whether the result is a gradient map of this library.
+        explicit: whether it is evaluated without solving, so that it can be written in C.
     """
 
     name: str
     candidates: Sequence[Candidate]
     gradient: bool = False
+    explicit: bool = True
 
 
 class Chosen(NamedTuple):
@@ -195,13 +200,20 @@ def _mirrored(net: GradientMap, x: Tensor) -> GradientMap:
 
 
 def _inverse(train: Train) -> Train:
-    """The inverse of a strongly monotone network that has learned the reverse direction."""
+    """The inverse of a network that has learned the reverse direction.
+
+    A multiple of the identity is added that changes nothing but what is certified: monotone networks can have a least
+    slope of zero, and then not every value need have an inverse.
+    """
 
     def train_reverse(config: MotorConfig, x: Tensor, g: Tensor, seed: int) -> Trained:
         reverse = train(config, g, x, seed)
         if reverse.net is None:
             raise TypeError("expected the reverse direction to be learned by a gradient map.")
-        net = Conjugate(reverse.net)
+        diagonal = x.new_full((x.shape[1],), _ADDED_SLOPE)
+        net = Conjugate(
+            Sum([reverse.net, Quadratic.from_diagonal(diagonal, torch.zeros_like(diagonal), monotone=True)])
+        )
         return Trained(_without_graph(net), net, reverse.parameters)
 
     return train_reverse
@@ -310,7 +322,7 @@ _MIRRORED = Candidate("M 6x2, mirrored", _gradient_network(lambda: GradNetM(2, 6
 _METHODS = (
     Method("autofit", [Candidate("autofit", _autofit)], gradient=True),
     Method("gradnet-m", [_M], gradient=True),
-    Method("inverse-m", [_INVERSE], gradient=True),
+    Method("inverse-m", [_INVERSE], gradient=True, explicit=False),
     Method("mirrored-m", [_MIRRORED], gradient=True),
     Method("chosen", [_M, _SMALLER_M, _C], gradient=True),
     Method("linear-table", [Candidate("triangles", _linear)]),
