@@ -90,6 +90,9 @@ def check_the_library(environment: Environment) -> None:
     environment.works("nablanets", "apply", "m.safetensors", "samples.csv")
     environment.works("nablanets", "verify", "m.safetensors", "samples.csv", says="passed")
     environment.works("nablanets", "export", "m.safetensors", "--format", "numpy", "--out", "field.py")
+    environment.works("nablanets", "export", "m.safetensors", "--format", "c", "--out", "field.c", says="field.h")
+    missing = "import nablanets\ntry: import nablanets.estimators\nexcept nablanets.NablaError as error: print(error)"
+    environment.works("python", "-c", missing, says="nablanets[sklearn]")
     onnx = ("--format", "onnx", "--out", "field.onnx")
     environment.refuses("nablanets", "export", "m.safetensors", *onnx, says="nablanets[onnx]")
     parquet = ("--out", "applied.parquet")
