@@ -60,6 +60,8 @@ _REFIT_SHARE = 0.15
 _SMALL_FEATURES = 16
 # Larger networks need so many samples to be worth their time.
 _MANY_SAMPLES = 2000
+# Of which random units explain less than this share beyond the affine map, there small networks explain nothing.
+_ROUGH = 0.5
 # How many affine pieces are looked for, as long as more of them help, and their share of the budget.
 _PIECES = (2, 3, 4, 6)
 _PIECES_SHARE = 0.35
@@ -288,7 +290,9 @@ class Search:
                 break
 
     def _scan_small_networks(self) -> None:
-        if self.task.features > _SMALL_FEATURES:
+        samples = len(self.task.folds[0].training)
+        is_rough = self._least_first_error() > _ROUGH * self.attempts[0].first_error  # the first is the affine map
+        if self.task.features > _SMALL_FEATURES or (is_rough and samples >= _MANY_SAMPLES):
             return
         reserved = 1 - _UNITS_SHARE - _SMALL_SHARE
         numbers = len(self.task.folds[0].training) * self.task.features
