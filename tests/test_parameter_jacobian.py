@@ -97,7 +97,7 @@ def test_networks(activation, monotone, monkeypatch):
         if depth or group:
             check(
                 lambda build=build, depth=depth: build(
-                    D, 4, depth + 1, activation=activation, monotone=monotone, linear=linear
+                    D, 4, 3 - depth, activation=activation, monotone=monotone, linear=linear
                 ),
                 x,
                 monkeypatch,
