@@ -5,7 +5,8 @@
 2. Reflections x_j -> -x_j that leave the field as it is, where the coordinates allow them: the best random units are
    solved for again inside the reflection, which is kept if the error on the folds falls clearly.
 3. Small networks by Levenberg-Marquardt, on the first fold; those near the best are trained on the other folds too.
-4. Where there are many samples or dimensions, free profiles and larger networks by Adam for what time is left.
+4. Where there are many samples, a larger network by Adam for what time is left, or free profiles where the field is
+   rough; of a rough field, more random units and small networks are not tried.
 
 Every recipe is judged by its mean square error on samples that it has not seen. Where two are about as good, the one
 with fewer parameters wins.
@@ -60,7 +61,7 @@ _REFIT_SHARE = 0.15
 _SMALL_FEATURES = 16
 # Larger networks need so many samples to be worth their time.
 _MANY_SAMPLES = 2000
-# Of which random units explain less than this share beyond the affine map, there small networks explain nothing.
+# A field is rough if what is left of it is more than this share of what the affine map leaves.
 _ROUGH = 0.5
 # How many affine pieces are looked for, as long as more of them help, and their share of the budget.
 _PIECES = (2, 3, 4, 6)
@@ -223,6 +224,13 @@ class Search:
             if attempt.is_complete or self.clock.left(_REFIT_SHARE) > 0 or attempt is near[0]:
                 self._complete(attempt)
 
+    def _is_rough(self) -> bool:
+        """Many samples of a field of which neither random units nor pieces explain half."""
+        is_unexplained = (
+            self._least_first_error() > _ROUGH * self.attempts[0].first_error
+        )  # the first is the affine map
+        return is_unexplained and len(self.task.folds[0].training) >= _MANY_SAMPLES
+
     def _scan_units(self) -> None:
         """Random units of every activation and scale, also for a monotone task, which they only inform."""
         task = replace(self.task, monotone=False)
@@ -234,7 +242,7 @@ class Search:
 
     def _scan_more_units_and_reflections(self) -> None:
         best = _least([attempt for attempt in self.attempts if isinstance(attempt.recipe, RandomUnits)])
-        if best is not None:
+        if best is not None and not self._is_rough():
             self._scan_reflections(self._widen(best))
 
     def _widen(self, best: Attempt) -> Attempt:
@@ -290,9 +298,7 @@ class Search:
                 break
 
     def _scan_small_networks(self) -> None:
-        samples = len(self.task.folds[0].training)
-        is_rough = self._least_first_error() > _ROUGH * self.attempts[0].first_error  # the first is the affine map
-        if self.task.features > _SMALL_FEATURES or (is_rough and samples >= _MANY_SAMPLES):
+        if self.task.features > _SMALL_FEATURES or self._is_rough():
             return
         reserved = 1 - _UNITS_SHARE - _SMALL_SHARE
         numbers = len(self.task.folds[0].training) * self.task.features
@@ -313,10 +319,10 @@ class Search:
         if samples < _MANY_SAMPLES or self.task.reflections:
             return
         recipes: list[Recipe] = []
-        if not self.task.monotone and self.task.features <= 3:
-            recipes.append(FreeProfiles(256, 256))
         if self.task.features > 3:
             recipes.append(LargeNetwork(GradNetC, 128, 2))
+        elif self._is_rough() and not self.task.monotone:
+            recipes.append(FreeProfiles(256, 256))
         else:
             recipes.append(LargeNetwork(GradNetM, 64, 4))
         for place, recipe in enumerate(recipes):
