@@ -125,10 +125,13 @@ class Descent(Recipe):
 
     @abstractmethod
     def build(self, task: Task, samples: Samples) -> GradientMap:
-        """A fresh network for the training samples."""
+        """A fresh network for the training samples, for gradients in multiples of their size."""
 
     def train(self, task: Task, fold: Fold, seconds: float) -> Trained:
-        samples = task.training(fold)
+        x, g = task.training(fold)
+        size = float(g.square().mean().sqrt()) or 1.0  # weight decay means the same for any data
+        samples = (x, g / size)
+        points, targets = task.validation(fold)
         settings = FitSettings(
             steps=_MANY_STEPS,
             max_seconds=seconds,
@@ -145,10 +148,11 @@ class Descent(Recipe):
         net.to(dtype)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DataWarning)  # the frame has the units of the data
-            result = fit(net, *samples, validation=task.validation(fold), settings=settings, progress=False)
-        net.double()
-        value = error(net, *task.validation(fold))
-        return _trained(net, value, result.best_step, result.history, result.stop_reason)
+            held_out = (points, targets / size)
+            result = fit(net, *samples, validation=held_out, settings=settings, progress=False)
+        whole = Scale(net.double(), size)
+        value = error(whole, points, targets)
+        return _trained(whole, value, result.best_step, result.history, result.stop_reason)
 
     def refit(self, task: Task, trained: Sequence[Trained], seconds: float) -> GradientMap:
         """The best map of the folds: the samples held out are few beside the others."""
@@ -177,7 +181,7 @@ class FreeProfiles(Descent):
 
     @torch.no_grad()
     def build(self, task: Task, samples: Samples) -> GradientMap:
-        x, g = samples
+        x, _ = samples
         activation = ("spline", {"knots": self.knots, "radius": 1.0})
         core = GradNetM(task.features, self.directions, 1, activation=activation, linear=False)
         core.set_inner(self._frame(task.features), torch.zeros(self.directions), sharpness=1.0)
@@ -189,9 +193,8 @@ class FreeProfiles(Descent):
         core.to(torch.float64)
         centre = (x.amin(dim=0) + x.amax(dim=0)) / 2
         radius = float((x - centre).norm(dim=1).max()) or 1.0
-        size = float(g.square().mean().sqrt()) or 1.0
         scale = torch.full_like(centre, 1 / radius)
-        return Scale(core.pullback(scale, -centre / radius), size * radius)
+        return Scale(core.pullback(scale, -centre / radius), radius)
 
     def _frame(self, features: int) -> torch.Tensor:
         """Unit vectors, (directions, d)."""
