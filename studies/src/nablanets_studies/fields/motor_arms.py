@@ -73,11 +73,13 @@ class Trained(NamedTuple):
         predict: the model.
         net: the same where it is a gradient map; else None.
         parameters: numbers that it stores.
+        description: what the method chose by itself, in words, if it did.
     """
 
     predict: Predict
     net: GradientMap | None
     parameters: int
+    description: str = ""
 
 
 #: From points, values and a seed to a model.
@@ -127,7 +129,8 @@ def learn(method: Method, config: MotorConfig, x: Tensor, g: Tensor, seed: int) 
     """Choose a candidate by cross-validation, and train it on all points."""
     if len(method.candidates) == 1:
         only = method.candidates[0]
-        return Chosen(only.train(config, x, g, seed), only.name, None)
+        trained = only.train(config, x, g, seed)
+        return Chosen(trained, trained.description or only.name, None)
     folds = _folds(len(x), config.folds, seed)
     errors = [_validation_error(each, config, x, g, folds, seed) for each in method.candidates]
     best = int(np.argmin(errors))
@@ -230,7 +233,7 @@ def _without_graph(net: GradientMap) -> Predict:
 def _autofit(config: MotorConfig, x: Tensor, g: Tensor, seed: int) -> Trained:
     """What the library does when it is told nothing but that the map is monotone."""
     result = autofit(x, g, monotone="increasing", budget=config.budget, seed=seed, progress=False)
-    return Trained(_without_graph(result.net), result.net, count_parameters(result.net))
+    return Trained(_without_graph(result.net), result.net, count_parameters(result.net), result.chosen)
 
 
 def _linear(config: MotorConfig, x: Tensor, g: Tensor, seed: int) -> Trained:
