@@ -79,6 +79,13 @@ def test_monotone_maps_are_monotone(monotone, sign):
     assert (result.net.monotone) == (sign > 0)
 
 
+def test_many_samples_of_a_smooth_monotone_field_are_not_taken_for_rough():
+    x = draw(2500)
+    result = autofit(x, convex(x), monotone=True, budget=4, **QUIET)
+    assert any(line.name.startswith("GradNetM 6 x 2") for line in result.tried)
+    assert result.db < -30
+
+
 def test_data_that_are_not_monotone_are_not_forced_to_be():
     x = draw(80)
     result = autofit(x, smooth(3 * x), monotone="auto", budget=2, **QUIET)

@@ -226,10 +226,9 @@ class Search:
 
     def _is_rough(self) -> bool:
         """Many samples of a field of which neither random units nor pieces explain half."""
-        is_unexplained = (
-            self._least_first_error() > _ROUGH * self.attempts[0].first_error
-        )  # the first is the affine map
-        return is_unexplained and len(self.task.folds[0].training) >= _MANY_SAMPLES
+        affine = self.attempts[0].first_error
+        least = min(attempt.first_error for attempt in self.attempts)  # of random units too, whatever is wanted
+        return least > _ROUGH * affine and len(self.task.folds[0].training) >= _MANY_SAMPLES
 
     def _scan_units(self) -> None:
         """Random units of every activation and scale, also for a monotone task, which they only inform."""
@@ -307,28 +306,24 @@ class Search:
             tasks.append(self.task.with_monotone())
         recipes = [recipe for recipe in SMALL_NETWORKS if recipe.parameters(self.task) <= numbers]
         queue = [(recipe, task) for recipe in recipes for task in tasks]
-        hopeless: set[type] = set()
         for place, (recipe, task) in enumerate(queue):
             left = self.clock.left(reserved)
-            if left < 0 or recipe.kind in hopeless:
-                continue
+            if left < 0:
+                break
             self._try(recipe, task, left / math.sqrt(len(queue) - place))
 
     def _scan_large_networks(self) -> None:
         samples = len(self.task.folds[0].training)
         if samples < _MANY_SAMPLES or self.task.reflections:
             return
-        recipes: list[Recipe] = []
+        recipe: Recipe = LargeNetwork(GradNetM, 64, 4)
         if self.task.features > 3:
-            recipes.append(LargeNetwork(GradNetC, 128, 2))
+            recipe = LargeNetwork(GradNetC, 128, 2)
         elif self._is_rough() and not self.task.monotone:
-            recipes.append(FreeProfiles(256, 256))
-        else:
-            recipes.append(LargeNetwork(GradNetM, 64, 4))
-        for place, recipe in enumerate(recipes):
-            seconds = self.clock.left(_REFIT_SHARE) / (len(recipes) - place) / len(self.task.folds)
-            if seconds > 1:
-                self._try(recipe, self.task, seconds)
+            recipe = FreeProfiles(256, 256)
+        seconds = self.clock.left(_REFIT_SHARE) / len(self.task.folds)
+        if seconds > _LEAST_SECONDS:
+            self._try(recipe, self.task, seconds)
 
 
 def _least(attempts: Sequence[Attempt]) -> Attempt | None:
