@@ -8,8 +8,8 @@ import torch
 import nablanets.automatic.search as searching
 from nablanets import autofit, verify
 from nablanets.automatic.recipes import RandomUnits
-from nablanets.automatic.search import Search
-from nablanets.automatic.task import make_folds, possible_reflections
+from nablanets.automatic.search import Clock, Search
+from nablanets.automatic.task import Task, make_folds, possible_reflections
 from nablanets.errors import InvalidInputError, ShapeError
 from nablanets.maps import Quadratic
 
@@ -79,11 +79,17 @@ def test_monotone_maps_are_monotone(monotone, sign):
     assert (result.net.monotone) == (sign > 0)
 
 
-def test_many_samples_of_a_smooth_monotone_field_are_not_taken_for_rough():
+@pytest.mark.parametrize("monotone", [False, True])
+def test_many_samples_of_a_smooth_field_are_not_taken_for_rough(monotone, monkeypatch):
+    monkeypatch.setattr(searching, "_SCALES", (0.6,))
     x = draw(2500)
-    result = autofit(x, convex(x), monotone=True, budget=4, **QUIET)
-    assert any(line.name.startswith("GradNetM 6 x 2") for line in result.tried)
-    assert result.db < -30
+    folds, held_out = make_folds(x, None, 0)
+    for field, is_rough in ((convex, False), (lambda points: (200 * points).sin(), True)):
+        task = Task(x, field(x), folds, held_out, monotone)
+        search = Search(task, True, Clock(600), lambda attempt: None)
+        search._try(searching.Affine(), task)
+        search._scan_units()
+        assert search._is_rough() == is_rough
 
 
 def test_data_that_are_not_monotone_are_not_forced_to_be():
