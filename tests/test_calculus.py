@@ -140,9 +140,8 @@ def test_fenchel_young(seed):
         equality = net.potential(x) + net.conjugate(y) - (x * y).sum(-1)
         inequality = net.potential(other) + net.conjugate(y) - (other * y).sum(-1)
     size = 1 + (x * y).sum(-1).abs()
-    quadrature = net.quadrature_gap(x).abs() + net.quadrature_gap(other).abs()
     assert float((equality.abs() / size).max()) < 1e-9
-    assert bool((inequality >= -1e-9 * size - quadrature).all())
+    assert bool((inequality >= -1e-9 * size).all())
 
 
 def test_prox_agrees_with_a_general_solver():
@@ -339,9 +338,15 @@ def test_path_integrals_give_the_potential(case):
     with torch.no_grad():
         rise = net.potential_between(a, b)
         expected = net.potential(b) - net.potential(a)
-        # An estimate may be small by luck at one point, but not at all of them.
-        quadrature = torch.cat([net.quadrature_gap(a), net.quadrature_gap(b)]).abs().max()
-    assert bool(((rise.value - expected).abs() <= 2 * rise.error + 2 * quadrature + 1e-11 * (1 + expected.abs())).all())
+    assert bool(((rise.value - expected).abs() <= 2 * rise.error + 1e-11 * (1 + expected.abs())).all())
+
+
+@pytest.mark.parametrize("distance", [1e-1, 1e-2, 1e-3, 1e-4, 1e-5])
+def test_path_integrals_see_kinks_near_the_ends(distance):
+    rise = potential_between(
+        lambda x: torch.relu(x - 1 + distance), torch.zeros(1, dtype=DTYPE), torch.ones(1, dtype=DTYPE)
+    )
+    assert abs(float(rise.value) - distance**2 / 2) < 1e-14
 
 
 def test_path_integrals_of_other_peoples_fields():

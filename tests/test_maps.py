@@ -47,19 +47,6 @@ def test_potential_of_a_piecewise_linear_cascade_is_exact():
         net = GradNetC(2, 6, 4, activation="relu", monotone=monotone).double()
         x = 20 * torch.randn(50, 2, dtype=torch.float64)
         assert verify.potential_gradient_error(net, x) < 1e-12
-        assert float(net.quadrature_gap(x).abs().max()) == 0
-
-
-def test_quadrature_error_is_estimated_where_it_is_not_small():
-    net = GradNetC(1, 1, 3, activation="tanh").double()
-    with torch.no_grad():
-        net.weight.fill_(200.0)
-    x = torch.linspace(-3, 3, 21, dtype=torch.float64).unsqueeze(1)
-    true_error = verify.potential_path_error(net, x) * float(
-        (net.potential(x) - net.potential(x.roll(1, 0))).abs().max()
-    )
-    assert true_error > 1e-8
-    assert float(net.quadrature_gap(x).abs().max()) > 0.1 * true_error
 
 
 @pytest.mark.parametrize("cls", [GradNetC, GradNetM])

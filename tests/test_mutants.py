@@ -10,6 +10,7 @@ from torch import nn
 
 from nablanets import GradientMap, GradNetC, GradNetM, verify
 from nablanets.operators import GramTerm, StructuredOperator
+from nablanets.quadrature import gauss_legendre
 from nablanets.serialization import savable
 from tests import checks
 from tests.cases import D
@@ -59,6 +60,28 @@ class PotentialWithExactGradientOnly(Mutant):
     def _potential(self, x):
         value = self.inner.potential(x)
         return value - (value / 2).detach()
+
+
+class SlightlyWrongPotential(Mutant):
+    def _potential(self, x):
+        return (1 + 1e-6) * self.inner.potential(x)
+
+
+class SlightlyWrongValues(Mutant):
+    """Its gradient is f; its values are off by a millionth."""
+
+    def _potential(self, x):
+        value = self.inner.potential(x)
+        return value + (1e-6 * value).detach()
+
+
+class FixedNodes(Mutant):
+    """The potential by 32 fixed nodes, which do not see steep units."""
+
+    def _potential(self, x):
+        nodes, weights = gauss_legendre(32, x)
+        along = (self.inner(nodes.unsqueeze(-1) * x.unsqueeze(-2)) * x.unsqueeze(-2)).sum(-1)
+        return along @ weights
 
 
 class WrongJacobian(Mutant):
@@ -208,7 +231,12 @@ MUTANTS = [
     (checks.shapes, PotentialOfWrongShape),
     (checks.samples_are_independent, CoupledSamples),
     (checks.potential, ScaledPotential),
+    (checks.potential, SlightlyWrongPotential),
     (checks.potential_along_paths, PotentialWithExactGradientOnly),
+    (checks.potential_along_paths, SlightlyWrongValues),
+    (checks.potential_after_moves, FixedNodes),
+    (checks.potential_after_moves, SlightlyWrongPotential),
+    (checks.potential_after_moves, SlightlyWrongValues),
     (checks.jacobian, WrongJacobian),
     (checks.symmetry, GroupInCascade),
     (checks.loops, Rotation),

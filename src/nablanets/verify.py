@@ -27,7 +27,7 @@ from nablanets.keywords import explain_arguments
 from nablanets.maps import GradientMap
 from nablanets.parameters import first_tensor, fixed_copy
 from nablanets.printing import as_text, html_table, make_table
-from nablanets.quadrature import MOST_PANELS, PANELS, line_integral
+from nablanets.quadrature import line_integral, potential_between
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -37,10 +37,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 #: Largest relative error that rounding explains, by dtype.
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3, torch.bfloat16: 1e-1, torch.float16: 1e-1}
-#: Corners that loop checks use, since finely structured fields need many nodes along each side.
+#: Points that loop and path checks use, since finely structured fields need many nodes along each side.
 _LOOP_CORNERS = 16
-#: A circulation this many times the estimated quadrature error is taken for one (fields with kinks integrate poorly).
-_QUADRATURE_MARGIN = 10.0
 
 
 def takes_arrays(function: F) -> F:
@@ -119,43 +117,33 @@ def potential_gradient_error(net: GradientMap, x: Tensor) -> float:
 
 
 @takes_arrays
-def potential_quadrature_error(net: GradientMap, x: Tensor) -> float:
-    """Estimate of the part of :func:`potential_gradient_error` that is due to quadrature in the potential."""
-    return _relative(torch.func.grad(lambda points: net.quadrature_gap(points).sum())(x), net(x))
+def circulations(f: Field, x: Tensor, *, panels: int | None = None) -> Tensor:
+    """Circulations of f around triangles of consecutive points x (n, d), over max |f| times the perimeter.
 
-
-@takes_arrays
-def circulations(f: Field, x: Tensor, *, panels: int = PANELS) -> Tensor:
-    """Circulations of f around triangles of consecutive points x (n, d), over max |f| times the perimeter."""
+    Args:
+        f: the field.
+        x: the corners.
+        panels: of a fixed rule along each side; sides are refined until their integrals are right if None.
+    """
     corners = [x, x.roll(1, dims=0), x.roll(2, dims=0), x]
-    work = sum(line_integral(f, a, b, panels=panels) for a, b in itertools.pairwise(corners))
+    work = sum(_rise(f, a, b, panels) for a, b in itertools.pairwise(corners))
     perimeter = sum((b - a).norm(dim=-1) for a, b in itertools.pairwise(corners))
     return work / _positive(perimeter * f(x).norm(dim=-1).max())
 
 
+def _rise(f: Field, start: Tensor, end: Tensor, panels: int | None) -> Tensor:
+    if panels is None:
+        return potential_between(f, start, end).value
+    return line_integral(f, start, end, panels=panels)
+
+
 @takes_arrays
-def loop_error(f: Field, x: Tensor, *, panels: int = PANELS) -> float:
+def loop_error(f: Field, x: Tensor, *, panels: int | None = None) -> float:
     """The largest |circulation| around triangles of consecutive points, over max |f| times the perimeter.
 
-    Zero for a gradient, up to rounding and quadrature; of order one for a rotation.
+    Zero for a gradient, up to rounding; of order one for a rotation. ``panels`` as in :func:`circulations`.
     """
     return float(circulations(f, x, panels=panels).detach().abs().max())
-
-
-@takes_arrays
-def loop_quadrature_error(f: Field, x: Tensor, *, panels: int = PANELS) -> float:
-    """Estimate of the quadrature error in :func:`loop_error`, by halving the panels."""
-    difference = circulations(f, x, panels=panels) - circulations(f, x, panels=panels // 2)
-    return float(difference.detach().abs().max())
-
-
-@takes_arrays
-def resolving_panels(f: Field, x: Tensor, tolerance: float) -> int:
-    """Panels per side with which the quadrature error of loops falls below the tolerance, or the most that is tried."""
-    panels = PANELS
-    while panels < MOST_PANELS and loop_quadrature_error(f, x, panels=panels) > tolerance / _QUADRATURE_MARGIN:
-        panels *= 4
-    return panels
 
 
 @takes_arrays
@@ -163,7 +151,7 @@ def potential_path_error(net: GradientMap, x: Tensor) -> float:
     """max |F(b) - F(a) - int_a^b f| / max |F(b) - F(a)| over consecutive points a, b."""
     end = x.roll(1, dims=0)
     rise = net.potential(end) - net.potential(x)
-    return _relative(rise - line_integral(net, x, end), rise)
+    return _relative(rise - net.potential_between(x, end).value, rise)
 
 
 @takes_arrays
@@ -245,24 +233,18 @@ def assert_symmetric(f: Field, x: Tensor, tolerance: float | None = None) -> Non
 
 @takes_arrays
 def assert_conservative(f: Field, x: Tensor, tolerance: float | None = None) -> None:
-    """Raise VerificationError unless loop integrals of f vanish, to rounding and estimated quadrature error."""
-    value, allowed = _loops(f, x, _tolerance(x, tolerance))
-    _require("loop integral", value, allowed)
-
-
-def _loops(f: Field, x: Tensor, tolerance: float) -> tuple[float, float]:
-    """The loop error and what of it rounding and quadrature may explain."""
-    x = x[:_LOOP_CORNERS]
-    panels = resolving_panels(f, x, tolerance)
-    allowed = tolerance + _QUADRATURE_MARGIN * loop_quadrature_error(f, x, panels=panels)
-    return loop_error(f, x, panels=panels), allowed
+    """Raise VerificationError unless loop integrals of f vanish, to rounding."""
+    _require("loop integral", loop_error(f, x[:_LOOP_CORNERS]), _tolerance(x, tolerance))
 
 
 @takes_arrays
 def assert_potential(net: GradientMap, x: Tensor, tolerance: float | None = None) -> None:
-    """Raise VerificationError unless f is the gradient of the potential, to rounding and estimated quadrature error."""
-    allowed = _tolerance(x, tolerance) + potential_quadrature_error(net, x)
-    _require("difference of f and the gradient of the potential", potential_gradient_error(net, x), allowed)
+    """Raise VerificationError unless f is the gradient of the potential, to rounding.
+
+    A potential may have f as its derivative and wrong values: :func:`potential_path_error` tells.
+    """
+    error = potential_gradient_error(net, x)
+    _require("difference of f and the gradient of the potential", error, _tolerance(x, tolerance))
 
 
 @takes_arrays
@@ -376,16 +358,16 @@ def certificate(net: GradientMap, x: Tensor | None = None, *, points: int = 64, 
     with torch.no_grad():
         eigenvalue = smallest_eigenvalue(net, x)
         pairs = monotonicity_gap(net, x)
-        potential = tolerance + potential_quadrature_error(net, x)
-        loops, loops_allowed = _loops(net, x, tolerance)
+        corners = x[:_LOOP_CORNERS]
         checks = [
             Check("symmetry: max |J - J'| / max |J|", symmetry_error(net, x), tolerance),
-            Check("loop integrals: circulation / (perimeter |f|)", loops, loops_allowed),
-            Check("potential: max |grad F - f| / max |f|", potential_gradient_error(net, x), potential),
+            Check("loop integrals: circulation / (perimeter |f|)", loop_error(net, corners), tolerance),
+            Check("potential: max |grad F - f| / max |f|", potential_gradient_error(net, x), tolerance),
             Check("structured Jacobian against autodiff", jacobian_error(net, x), tolerance),
             Check("smallest eigenvalue / largest", eigenvalue, tolerance if net.monotone else None, True),
             Check(_curvature_line(net, x), curvature_violation(net, x), tolerance),
             Check("monotonicity: min cosine over pairs", pairs, tolerance if net.monotone else None, True),
+            Check("potential along paths: |rise - work| / max rise", potential_path_error(net, corners), tolerance),
         ]
     return Certificate(type(net).__name__, len(x), str(x.dtype).removeprefix("torch."), checks)
 

@@ -135,6 +135,10 @@ class ElementwiseActivation(GradientActivation):
     def derivative(self, z: Float[Tensor, "*batch h"]) -> Float[Tensor, "*batch h"]:
         """s'(z), elementwise."""
 
+    def bends(self) -> tuple[float, ...]:
+        """Where s is likely to bend or has knots: integrals of it are split there, and wherever else they need it."""
+        return (0.0,)
+
     def value_and_derivative(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """s(z) and s'(z) together; override it where they share work."""
         return self(z), self.derivative(z)

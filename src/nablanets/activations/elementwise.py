@@ -28,6 +28,9 @@ class Identity(ElementwiseActivation):
 
     slopes = (1.0, 1.0)
 
+    def bends(self) -> tuple[float, ...]:
+        return ()
+
     def forward(self, z: Tensor) -> Tensor:
         return z
 
@@ -242,6 +245,9 @@ class Sine(ElementwiseActivation):
     slopes = (-1.0, 1.0)
     bound = 1.0
 
+    def bends(self) -> tuple[float, ...]:
+        return ()
+
     def forward(self, z: Tensor) -> Tensor:
         return torch.sin(z)
 
@@ -288,6 +294,9 @@ class Polynomial(ElementwiseActivation):
     @property
     def increasing(self) -> bool:
         return self.monotone
+
+    def bends(self) -> tuple[float, ...]:
+        return ()
 
     def slope_interval(self) -> tuple[Tensor, Tensor]:
         return torch.tensor(0.0 if self.monotone else -math.inf), torch.tensor(math.inf)

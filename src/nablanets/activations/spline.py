@@ -67,6 +67,9 @@ class Spline(ElementwiseActivation):
             basis = torch.cat([sums[..., :1], steps], dim=-1)
         return [ParameterColumns(self.raw, basis)]
 
+    def bends(self) -> tuple[float, ...]:
+        return tuple(k * self.step - self.radius for k in range(self.knots))
+
     def slope_interval(self) -> tuple[Tensor, Tensor]:
         slopes = self.coefficients().diff(dim=-1) / self.step
         return slopes.amin(-1), slopes.amax(-1)

@@ -15,6 +15,7 @@ from nablanets.errors import ExportError, InvalidInputError, unknown_name
 from nablanets.interop import numpy_module, onnx_model, torch_program
 from nablanets.interop.c import module as c_module
 from nablanets.maps import GradientMap
+from nablanets.maps.ridge import fix_panels
 from nablanets.parameters import fixed_copy
 from nablanets.verify import TOLERANCE
 
@@ -107,6 +108,7 @@ def export(
     if precision is not None:
         net = net.to(PRECISIONS[precision])
         x = x.to(PRECISIONS[precision])
+    fix_panels(net)
     write = functools.partial(chosen.write, columns=columns) if chosen.has_columns else chosen.write
     try:
         files = write(net, x, path)

@@ -111,10 +111,6 @@ class GradientMap(nn.Module, ABC):
         """The Laplacian of F, trace J(x), which is the divergence of f."""
         return self.jacobian(x).trace()
 
-    def quadrature_gap(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch"]:
-        """Signed estimate of the quadrature error in ``potential(x)``; zero for potentials in closed form."""
-        return x.new_zeros(x.shape[:-1])
-
     def along(self, x: Tensor, p: Tensor) -> Callable[[Tensor], Tensor]:
         """The function t -> <f(x + t p), p> of t (*batch), increasing for monotone f."""
         self._check(x)
@@ -342,10 +338,6 @@ class Sum(SumOfMaps, GradientMap):
             lower, upper = lower + low.to(reference), upper + high.to(reference)
         return lower, upper
 
-    def quadrature_gap(self, x: Tensor) -> Tensor:
-        first, *rest = (part.quadrature_gap(x) for part in self._each())
-        return sum(rest, first)
-
     def _jacobian(self, x: Tensor) -> SymmetricOperator:
         first, *rest = (part.jacobian(x) for part in self._each())
         return sum(rest, first)
@@ -392,9 +384,6 @@ class Scale(LinearChange, GradientMap):
     def curvature_envelope(self) -> tuple[Tensor, Tensor]:
         lower, upper = (self.factor * bound for bound in self.inner.curvature_envelope())
         return (lower, upper) if self.factor >= 0 else (upper, lower)
-
-    def quadrature_gap(self, x: Tensor) -> Tensor:
-        return self.factor * self.inner.quadrature_gap(x)
 
     def _jacobian(self, x: Tensor) -> SymmetricOperator:
         return self.inner.jacobian(x).scale(self.factor)
@@ -510,9 +499,6 @@ class Pullback(LinearChange, GradientMap):
         a = torch.diag(self.matrix) if self.matrix.ndim == 1 else self.matrix
         lower, upper = (a.mT @ bound @ a for bound in self.inner.curvature_envelope())
         return lower, upper
-
-    def quadrature_gap(self, x: Tensor) -> Tensor:
-        return self.inner.quadrature_gap(self.image(x))
 
     def _jacobian(self, x: Tensor) -> SymmetricOperator:
         return self.inner.jacobian(self.image(x)).congruence(self.matrix)

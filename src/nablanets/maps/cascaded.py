@@ -82,11 +82,6 @@ class CascadedMap(UnitsMap[CascadeParts]):
         upper = parts.weight.mT @ (high.unsqueeze(-1) * parts.weight)
         return lower, upper
 
-    def quadrature_gap(self, x: Tensor) -> Tensor:
-        parts = self._parts(x)
-        u = parts.arguments(x @ parts.weight.mT)
-        return parts.scaled(parts.ridge.quadrature_gap(u, parts.shift)).sum(dim=-1)
-
     def hidden(self, x: Tensor) -> Tensor:
         """a s_{L-1}(z_{L-1}): the last hidden units before their coefficients alpha_{L-1}, (*, h)."""
         parts = self._parts(x)
@@ -148,8 +143,8 @@ class GradNetC(CascadedMap, GradientNetwork[CascadeParts]):
 
     So f(x) = W^T phi(W x) + b_L + A x with phi elementwise, at any depth: the Jacobian W^T diag(phi') W + A is
     symmetric, and with ``monotone`` (alpha, beta >= 0 by softplus, increasing s, A positive definite) it is positive
-    definite for every x. The potential is a sum of 1-D integrals, one per unit: exact for piecewise linear s, by
-    32-point Gauss-Legendre quadrature otherwise (error at rounding level for smooth s and moderate |W x|).
+    definite for every x. The potential is a sum of 1-D integrals, one per unit: split at the kinks of a piecewise
+    linear s, otherwise on panels that are refined until their error is rounding (:mod:`nablanets.maps.panels`).
 
     Args:
         features: d.

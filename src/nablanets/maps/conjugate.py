@@ -57,9 +57,6 @@ class Conjugate(GradientMap):
     def _jacobian(self, y: Tensor) -> SymmetricOperator:
         return InverseOperator(self.inner.jacobian(self.inner.inverse(y)))
 
-    def quadrature_gap(self, y: Tensor) -> Tensor:
-        return -self.inner.quadrature_gap(self.inner.inverse(y))
-
     def curvature_envelope(self) -> tuple[Tensor, Tensor]:
         """Inverses of the inner bounds, exchanged: L <= J <= U implies U^{-1} <= J^{-1} <= L^{-1}."""
         lower, upper = self.inner.curvature_envelope()

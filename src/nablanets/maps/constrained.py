@@ -77,9 +77,6 @@ class Constrained(GradientMap):
         c, s = self._dials()
         return self.inner.jacobian(x).scale(c) + StructuredOperator(self.features, (), s.expand_as(x))
 
-    def quadrature_gap(self, x: Tensor) -> Tensor:
-        return self._dials()[0] * self.inner.quadrature_gap(x)
-
     def _along(self, x: Tensor, p: Tensor) -> Callable[[Tensor], Tensor]:
         c, s = self._dials()
         inner, xp, pp = self.inner.along(x, p), (x * p).sum(dim=-1), p.square().sum(dim=-1)

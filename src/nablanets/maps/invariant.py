@@ -65,9 +65,6 @@ class CoordinatePullback(AroundOne, GradientMap):
     def _potential(self, x: Tensor) -> Tensor:
         return self.inner.potential(self.coordinates(x))
 
-    def quadrature_gap(self, x: Tensor) -> Tensor:
-        return self.inner.quadrature_gap(self.coordinates(x))
-
     def _jacobian(self, x: Tensor) -> SymmetricOperator:
         return HessianOperator(self._forward, x)
 

@@ -83,10 +83,6 @@ class GradNetMixture(GradientMap):
         scores, t = self._scores(x)
         return torch.logsumexp(scores, dim=-1) / t
 
-    def quadrature_gap(self, x: Tensor) -> Tensor:
-        p = torch.softmax(self._scores(x)[0], dim=-1)
-        return (p * torch.stack([expert.quadrature_gap(x) for expert in self._each()], dim=-1)).sum(dim=-1)
-
     def curvature_envelope(self) -> tuple[Tensor, Tensor]:
         """Below, the least curvature of any expert; above, none is known: the experts may drift apart."""
         least = torch.stack([expert.curvature_bounds()[0] for expert in self._each()]).min()

@@ -74,9 +74,6 @@ class PairLaw(GradientMap):
     def _potential(self, x: Tensor) -> Tensor:
         return self.law.potential(x.unsqueeze(-1)) @ self._products()
 
-    def quadrature_gap(self, x: Tensor) -> Tensor:
-        return self.law.quadrature_gap(x.unsqueeze(-1)) @ self._products()
-
     def _jacobian(self, x: Tensor) -> SymmetricOperator:
         return StructuredOperator(self.features, (), self._products() * self.law.laplacian(x.unsqueeze(-1)))
 

@@ -13,8 +13,8 @@ from nablanets.activations.base import ParameterColumns, TwoWeights
 from nablanets.activations.elementwise import WTanh
 from nablanets.errors import IllegalActivationError
 from nablanets.intervals import interval_product
+from nablanets.maps.panels import integral, panels_for_all
 from nablanets.parameters import constrained, inverse_softplus
-from nablanets.quadrature import gauss_legendre
 
 # Standard deviation of beta (u + b), summed over the layers, of units that are placed: a weighted tanh is linear there.
 _PLACED_SPREAD = 1.5
@@ -45,8 +45,7 @@ class RidgeCascade(nn.Module):
     Increasing if ``monotone`` (alpha, beta >= 0 by softplus and increasing s). All methods act on (*, h).
     """
 
-    #: Nodes of the Gauss-Legendre rule for the antiderivative of smooth cascades with more than one layer.
-    quadrature_nodes = 32
+    _edges: Tensor | None
 
     def __init__(
         self, units: int, num_layers: int, activation: ActivationSpec, *, monotone: bool, spread: float
@@ -56,6 +55,7 @@ class RidgeCascade(nn.Module):
         layers = [_elementwise(activation, units, monotone) for _ in range(num_layers)]
         self.activations = nn.ModuleList(layers)
         self._kinks = layers[0].kinks
+        self.register_buffer("_edges", None, persistent=False)
         self.bias = nn.Parameter(torch.empty(num_layers, units).uniform_(-spread, spread))
         low = 0.01 if monotone else -0.5
         self.alpha_raw = nn.Parameter(_uniform(num_layers, units, low, 0.5, nonnegative=monotone))
@@ -236,27 +236,34 @@ class RidgeCascade(nn.Module):
         self.alpha_raw[-1] = raw(1 / mean_slope)
 
     def antiderivative(self, u: Tensor, start: Tensor | None = None) -> Tensor:
-        """The integral of phi from ``start`` (0 if None) to u: exact if s is piecewise linear, else by quadrature."""
-        if self._kinks:
-            return self._piecewise_linear_integral(torch.zeros_like(u) if start is None else start.expand_as(u), u)
-        return self._quadrature(u, start, self.quadrature_nodes)
+        """The integral of phi from ``start`` (0 if None) to u, to rounding; its derivatives in u and start are phi.
 
-    def quadrature_gap(self, u: Tensor, start: Tensor | None = None) -> Tensor:
-        """Change of the integral when half as many nodes are used: an estimate of its quadrature error.
-
-        For smooth s it is far above the error. Where slopes bend (splines) it can miss a bend between nodes.
+        Split at all kinks where s is piecewise linear, else on panels that resolve phi: see
+        :mod:`nablanets.maps.panels`.
         """
         if self._kinks:
-            return torch.zeros_like(u)
-        return self.antiderivative(u, start) - self._quadrature(u, start, self.quadrature_nodes // 2)
+            return self._piecewise_linear_integral(torch.zeros_like(u) if start is None else start.expand_as(u), u)
+        return integral(self, u, start, edges=self._edges)
 
-    def _quadrature(self, u: Tensor, start: Tensor | None, count: int) -> Tensor:
-        nodes, weights = gauss_legendre(count, u)
-        width = u if start is None else u - start
-        points = width.unsqueeze(-2) * nodes.unsqueeze(-1)
-        if start is not None:
-            points = points + start.unsqueeze(-2)
-        return width * torch.einsum("...nh,n->...h", self(points), weights)
+    def fix_panels(self) -> None:
+        """Choose the panels of the antiderivative now; see :func:`fix_panels`."""
+        if not self._kinks:
+            self._edges = panels_for_all(self)
+
+    def bends(self, u: Tensor) -> list[Tensor]:
+        """z_l minus each argument at which s bends, layer by layer; for :mod:`nablanets.maps.panels`."""
+        alpha, beta = self._scales()
+        distances = []
+        value = torch.zeros_like(u)
+        for layer, s in enumerate(cast(Iterable[ElementwiseActivation], self.activations)):
+            z = torch.addcmul(value, beta[layer], u + self.bias[layer])
+            value = alpha[layer] * s(z)
+            distances += [z - bend for bend in s.bends()]
+        return distances
+
+    def scale(self) -> Tensor:
+        """One more than the largest offset of each unit, (h)."""
+        return 1 + self.bias.abs().amax(dim=0)
 
     def _piecewise_linear_integral(self, start: Tensor, u: Tensor) -> Tensor:
         """The integral of phi over [start, u], split wherever some z_l passes a kink; midpoints are then exact.
@@ -279,6 +286,16 @@ class RidgeCascade(nn.Module):
 def _times(weight: Tensor, columns: Tensor, further: int) -> Tensor:
     """Weights of units, (n, *, h) or (*, h), times derivatives in parameters of further dimensions, (n, *, h, ...)."""
     return weight.reshape(*weight.shape, *[1] * further) * columns
+
+
+def fix_panels(net: nn.Module) -> None:
+    """Choose the panels of all cascades in a network from their parameters, for all arguments.
+
+    Exporters ask for it, since a graph must be static. From then on the parameters must stay as they are.
+    """
+    for part in net.modules():
+        if isinstance(part, RidgeCascade):
+            part.fix_panels()
 
 
 def _elementwise(spec: ActivationSpec, units: int, monotone: bool) -> ElementwiseActivation:

@@ -100,9 +100,6 @@ class Symmetrized(AroundOne, GradientMap):
         values, operator = self.inner.value_and_jacobian(self.orbit(x))
         return _mean_back(self.matrices, values), mean_congruence(operator, self.matrices)
 
-    def quadrature_gap(self, x: Tensor) -> Tensor:
-        return self.inner.quadrature_gap(self.orbit(x)).mean(dim=0)
-
     def _along(self, x: Tensor, p: Tensor) -> Callable[[Tensor], Tensor]:
         inner = self.inner.along(self.orbit(x), self.orbit(p))
         return lambda t: inner(t.expand(len(self.matrices), *t.shape)).mean(dim=0)
