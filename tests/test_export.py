@@ -22,7 +22,8 @@ from tests.cases import CASES, D, points
 
 BY_NAME = {case.name: case for case in CASES}
 EXPORTABLE = [name for name in BY_NAME if name != "from-potential"]
-TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5}
+#: In float32 the exported potentials of cascades are sums over many panels, each rounded.
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 5e-5}
 #: One of each map, and every activation once.
 ONNX = [
     *(name for name in EXPORTABLE if name.startswith("M-") and name.count("-") == 1), "C-spline", "C-relu", "C-tanh",
