@@ -231,18 +231,20 @@ class Search:
         return least > _ROUGH * affine and len(self.task.folds[0].training) >= _MANY_SAMPLES
 
     def _scan_units(self) -> None:
-        """Random units of every activation and scale, also for a monotone task, which they only inform."""
+        """Random units of every activation and scale; of one activation for a monotone task, which they only inform."""
         task = replace(self.task, monotone=False)
         first = min(_FIRST_UNITS, max(8, int(_UNITS_PER_NUMBER * task.x.numel())))
-        for activation in _ACTIVATIONS:
+        activations = _ACTIVATIONS[:1] if self.task.monotone else _ACTIVATIONS
+        for activation in activations:
             for scale in _SCALES:
                 if self.clock.left(1 - _UNITS_SHARE) > 0 or len(self.attempts) == 1:
                     self._try(RandomUnits(first, activation, scale), task)
 
     def _scan_more_units_and_reflections(self) -> None:
         best = _least([attempt for attempt in self.attempts if isinstance(attempt.recipe, RandomUnits)])
-        if best is not None and not self._is_rough():
-            self._scan_reflections(self._widen(best))
+        if best is None or self._is_rough():
+            return
+        self._scan_reflections(best if self.task.monotone else self._widen(best))
 
     def _widen(self, best: Attempt) -> Attempt:
         """More and more of the best random units, as long as that lowers the error and there is time."""
