@@ -162,7 +162,7 @@ def test_flipped_bits_are_noticed(tmp_path, number):
     save(module, path, notes={"by": "me"})
     content = path.read_bytes()
     save(load(path), again, notes={"by": "me"})
-    assert again.read_bytes() == content
+    assert _parts(again) == _parts(path)
     safetensors.torch.save_file(safetensors.torch.load_file(path), again, metadata={**read_notes(path), "by": "you"})
     load(again)
     length = int.from_bytes(content[:8], "little")
@@ -190,6 +190,13 @@ def test_flipped_bits_are_noticed(tmp_path, number):
     safetensors.torch.save_file(safetensors.torch.load_file(path), again, metadata=older)
     loaded = load(again).state_dict()
     assert all(torch.equal(loaded[name], value) for name, value in module.state_dict().items())
+
+
+def _parts(path):
+    """The header of a model file, whose entries come in any order, and the bytes of its tensors."""
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    return json.loads(content[8 : 8 + length]), content[8 + length :]
 
 
 def test_views_of_one_memory_are_written_each(tmp_path):

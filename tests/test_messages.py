@@ -306,7 +306,7 @@ def test_operators_say_what_they_are_and_become_arrays() -> None:
 def test_results_are_tables_in_notebooks() -> None:
     page = verify.certificate(GradNetM(D, 4))._repr_html_()
     assert page.startswith("<table>")
-    assert page.count("<tr>") == 8
+    assert page.count("<tr>") == 9
     assert "&lt;= 1e-03" in page
     hostile = Certificate("<script>", 1, "float32", [Check("<b>", 0.0, 1.0)])._repr_html_()
     assert "<script>" not in hostile
