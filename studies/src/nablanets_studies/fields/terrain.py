@@ -32,6 +32,9 @@ from nablanets_studies.problems.terrain import (
     load_terrain,
 )
 
+# Share of the measured cells that choose the weights.
+_HELD_OUT = 0.05
+
 
 class Frame(NamedTuple):
     """The coordinates that networks see: points in the unit disk, slopes of unit size. One scale for both axes."""
@@ -156,7 +159,12 @@ def _learn(
     points = frame.points(x)
     net = arm.make(config)
     settings = arm.settings(config, seed)
-    result = fit(net, points, g / frame.size, validation=0.05, progress=False, report=report, settings=settings)
+    # Cells at random are held out, as those that are judged by are: whole lines, which fit would take, leave gaps.
+    order = torch.randperm(len(points), generator=torch.Generator().manual_seed(seed))
+    number = round(_HELD_OUT * len(points))
+    held_out = (points[order[:number]], g[order[:number]] / frame.size)
+    train = (points[order[number:]], g[order[number:]] / frame.size)
+    result = fit(net, *train, validation=held_out, progress=False, report=report, settings=settings)
     slopes, elevation = reconstruct(net, frame, terrain)
     return _Learned(
         net=net,
