@@ -7,12 +7,12 @@ How the panels are chosen (adaptive quadrature with a global list of intervals, 
 at once, and all of their intervals that need it):
 
 1. Start with a few panels between the least and the greatest u, evenly spaced in asinh(u / scale): far samples do not
-   make the panels of near ones coarse. Split each panel in which a layer bends, so that nothing narrow hides in it.
+   make the panels of near ones coarse. Split each in two where a layer bends, so that nothing narrow hides in it.
 2. Interpolate phi on each panel at 17 Chebyshev points; it is resolved if the last coefficients are small (see
    :func:`nablanets.quadrature.chebyshev`). Eight Gauss nodes then integrate it on the panel, and on each part of it:
    they are exact for degree 15.
-3. Split the panels whose error is above rounding, measured by the integral of abs(phi) from 0 to their end: where a
-   layer bends, if one does, else in the middle.
+3. Split the panels whose error is above rounding, measured by the integral of abs(phi) from 0 to their end: in the
+   middle and where a layer bends, if one does, in turn.
 4. Repeat 2 and 3 until all errors are small, or there are ``MOST_PANELS``.
 
 Where a graph must be static (compiling, exporting) only the first step is taken, with more panels.
@@ -39,8 +39,10 @@ MOST_PANELS = 1024
 #: Panels of exported rules cover abs(u) up to one of these numbers of scales of a unit; beyond, the last is extended.
 EXPORTED_SCALES = (1024.0, 256.0, 64.0, 16.0)
 
-# Panels on each side of zero to start with: nearly enough for networks at the start of training.
-_START = 6
+# Panels on each side of zero to start with: enough for most networks at the start of training, in float64...
+_START = 8
+# ...and in narrower types.
+_START_NARROW = 4
 # There are more where u is far, so that no panel reaches further than e times as far as the one before; but panels end
 # where asinh(u / scale) is this, and the last one is extended.
 _FURTHEST = 28.0
@@ -187,7 +189,7 @@ def _edges(profiles: Profiles, ends: list[Tensor]) -> Tensor:
     """The edges of panels, (panels + 1, h) and rising, on which phi is resolved. Edges may coincide."""
     if torch.compiler.is_compiling():
         return _first_edges(profiles, ends, _STATIC_START)
-    edges = _first_edges(profiles, ends, _START)
+    edges = _first_edges(profiles, ends, _START if ends[0].dtype == torch.float64 else _START_NARROW)
     left = edges[:-1]
     right = edges[1:]
     error, size = _measure(profiles, left, right)
